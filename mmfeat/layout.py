@@ -1,0 +1,253 @@
+"""The feature file: HDF5 in MMSA's layout, plus masks, times, names, and how it was made.
+
+`f["train"]["audio"][i]` is what MMSA's `data["train"]["audio"][i]` would be. This module is all that training knows of
+feature extraction; the full layout is described in data/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "mmfeat"
+FORMAT_VERSION = 1
+SPLITS = ("train", "valid", "test")
+TIMED = ("audio", "vision")
+"""Modalities with a row per time step, a mask and times. Text has a row per wordpiece; its mask is in `text_bert`."""
+REGRESSION = "regression_labels"
+UNIMODAL = {"text": "regression_labels_T", "audio": "regression_labels_A", "vision": "regression_labels_V"}
+STRINGS = ("id", "raw_text", "annotations")
+
+_text = h5py.string_dtype("utf-8")
+_words = np.dtype(
+    [
+        ("clip", "i4"),  # row in the split
+        ("word", _text),
+        ("start", "f4"),
+        ("end", "f4"),
+        ("confidence", "f4"),
+        ("span_start", "i4"),  # characters of raw_text
+        ("span_end", "i4"),
+    ]
+)
+_clips = np.dtype([("id", _text), ("split", _text), ("status", _text), ("reason", _text), ("seconds", "f4")])
+
+
+@dataclass(frozen=True)
+class ClipStatus:
+    """What became of one row of label.csv."""
+
+    id: str
+    split: str
+    status: str
+    """`ok`; `no_face`, `no_video`, `no_audio` (kept, that modality masked; several are joined by `+`); `failed`."""
+    reason: str = ""
+    seconds: float = 0.0
+    """Length of the clip, 0 where unknown."""
+
+
+def polarity(labels: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Classes of regression labels, shape (N,): 0 negative (y < 0), 1 neutral (y == 0), 2 positive (y > 0).
+
+    NaN (not annotated) gives -1.
+    """
+    classes = np.sign(np.nan_to_num(labels)).astype(np.int64) + 1
+    classes[np.isnan(labels)] = -1
+    return classes
+
+
+class LayoutError(ValueError):
+    """The file is not a feature file of ours, or not one that this version reads."""
+
+
+class FeatureFile:
+    """A feature file opened for reading; use as a context manager. Not shared between processes: open it in each.
+
+    Raises LayoutError, naming what is missing, and FileNotFoundError.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no feature file at {self.path}")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise LayoutError(f"{self.path} is not a readable HDF5 file: {error}") from None
+        found = self._file.attrs.get("format"), self._file.attrs.get("format_version")
+        if found[0] != FORMAT or found[1] != FORMAT_VERSION:
+            self._file.close()
+            raise LayoutError(
+                f"{self.path} is not an mmfeat feature file of version {FORMAT_VERSION} (format {found[0]!r}, version {found[1]!r})"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The file's attributes as plain Python values."""
+        return {key: value.item() if hasattr(value, "item") else value for key, value in self._file.attrs.items()}
+
+    @property
+    def aligned(self) -> bool:
+        return bool(self._file.attrs["aligned"])
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the features were made; `mmfeat.recipe.Recipe.model_validate` takes it."""
+        return json.loads(self._file.attrs["recipe"])
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Modality (`vision`, `audio`, `text`, `words`) → hash of everything that its output depends on."""
+        return json.loads(self._file.attrs["fingerprints"])
+
+    @property
+    def splits(self) -> list[str]:
+        return [split for split in SPLITS if split in self._file]
+
+    def __len__(self) -> int:
+        return sum(len(self._file[split]["id"]) for split in self.splits)
+
+    def keys(self, split: str) -> list[str]:
+        return list(self._group(split))
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        split, name = key
+        return split in self._file and name in self._file[split]
+
+    def dataset(self, split: str, key: str) -> h5py.Dataset:
+        """The HDF5 dataset itself, to read rows one at a time."""
+        group = self._group(split)
+        if key not in group:
+            raise LayoutError(f"{self.path}: no {key!r} in split {split!r}; there are: {', '.join(group)}")
+        return group[key]
+
+    def read(self, split: str, key: str) -> NDArray[Any]:
+        """A whole array into memory; strings come as an object array of str."""
+        dataset = self.dataset(split, key)
+        return dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
+
+    def _group(self, split: str) -> h5py.Group:
+        if split not in self._file:
+            raise LayoutError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")
+        return self._file[split]
+
+    def feature_names(self, modality: str) -> list[str]:
+        """One name per column of `audio` or `vision`."""
+        return list(self._file["meta/feature_names"][modality].asstr()[:])
+
+    def train_stats(self, modality: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation per column, each of shape (D,), over the training split's valid steps only."""
+        group = self._file["meta/train_stats"][modality]
+        return group["mean"][:], group["std"][:]
+
+    def clips(self) -> list[ClipStatus]:
+        """What became of every row of label.csv, in its order."""
+        return [
+            ClipStatus(row["id"].decode(), row["split"].decode(), row["status"].decode(), row["reason"].decode(), float(row["seconds"]))
+            for row in self._file["meta/clips"][:]
+        ]
+
+    def words(self, split: str) -> list[list[tuple[str, float, float, float]]]:
+        """Per clip the words that alignment found: (word, start, end, confidence), seconds."""
+        found: list[list[tuple[str, float, float, float]]] = [[] for _ in range(len(self._group(split)["id"]))]
+        for row in self._group(split)["words"][:]:
+            found[row["clip"]].append(
+                (row["word"].decode(), float(row["start"]), float(row["end"]), float(row["confidence"]))
+            )
+        return found
+
+
+def write_head(
+    file: h5py.File,
+    *,
+    aligned: bool,
+    language: str,
+    recipe: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    class_names: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+    versions: Mapping[str, str],
+    created: str,
+) -> None:
+    """Attributes and column names of a new feature file."""
+    file.attrs.update(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "aligned": aligned,
+            "language": language,
+            "recipe": canonical_json(recipe),
+            "fingerprints": canonical_json(fingerprints),
+            "class_names": canonical_json(list(class_names)),
+            "versions": canonical_json(versions),
+            "created": created,
+        }
+    )
+    for modality, columns in names.items():
+        file.create_dataset(f"meta/feature_names/{modality}", data=list(columns), dtype=_text)
+
+
+def create_split(file: h5py.File, split: str, clips: int, shapes: Mapping[str, tuple[int, int]]) -> h5py.Group:
+    """Empty datasets for `clips` clips; `shapes` gives (steps, columns) of text, audio and vision.
+
+    One chunk a clip: a training step reads whole rows in random order.
+    """
+    group = file.create_group(split)
+    for key in STRINGS:
+        group.create_dataset(key, (clips,), _text)
+    steps = shapes["text"][0]
+    _rows(group, "text_bert", clips, (3, steps), "i4")
+    for modality, shape in shapes.items():
+        _rows(group, modality, clips, shape, "f4")
+        group.create_dataset(f"{modality}_lengths", (clips,), "i4")
+    for modality in TIMED:
+        _rows(group, f"{modality}_mask", clips, shapes[modality][:1], "?")
+        _rows(group, f"{modality}_times", clips, (shapes[modality][0], 2), "f4")
+    for key in (REGRESSION, *UNIMODAL.values()):
+        group.create_dataset(key, (clips,), "f4", fillvalue=np.nan)
+    group.create_dataset("classification_labels", (clips,), "i8", fillvalue=-1)
+    return group
+
+
+def _rows(group: h5py.Group, key: str, clips: int, shape: tuple[int, ...], dtype: str) -> None:
+    chunks = (1, *shape) if clips and all(shape) else None
+    group.create_dataset(key, (clips, *shape), dtype, chunks=chunks)
+
+
+def write_words(group: h5py.Group, rows: Iterable[tuple[int, str, float, float, float, int, int]]) -> None:
+    """(row in the split, word, start, end, confidence, first and last character) per word."""
+    group.create_dataset("words", data=np.array(list(rows), _words))
+
+
+def write_clips(file: h5py.File, clips: Iterable[ClipStatus]) -> None:
+    rows = [(clip.id, clip.split, clip.status, clip.reason, clip.seconds) for clip in clips]
+    file.create_dataset("meta/clips", data=np.array(rows, _clips))
+
+
+def write_train_stats(file: h5py.File, modality: str, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+    group = file.create_group(f"meta/train_stats/{modality}")
+    group["mean"], group["std"] = mean, std
+
+
+def canonical_json(value: Any) -> str:
+    """The same value always gives the same text: sorted keys, no blanks. What fingerprints are made from."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

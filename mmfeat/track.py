@@ -1,0 +1,121 @@
+"""What extractors take in and give back: Frame and Waveform in, Track and Wordpieces out; Words on the time axis.
+
+Every time is in seconds from the start of the clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Seconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One decoded picture, upright (rotation applied)."""
+
+    image: NDArray[np.uint8]
+    """RGB, shape (height, width, 3), C-contiguous."""
+    start: float
+    """When the frame appears, in seconds from the start of the clip: its timestamp, not index / fps."""
+    end: float
+    """When the next frame takes its place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """A clip's sound: mean of its channels at the file's own sample rate."""
+
+    samples: Floats
+    """Shape (n,), full scale is 1.0."""
+    rate: int
+    """Samples per second."""
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+    def at(self, rate: int) -> Waveform:
+        """The same sound resampled to `rate` samples per second (soxr, high quality)."""
+        if rate == self.rate:
+            return self
+        if not len(self.samples):
+            return replace(self, rate=rate)
+        import soxr
+
+        return Waveform(soxr.resample(self.samples, self.rate, rate).astype(np.float32), rate)
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One modality of one clip along time: what every vision and audio extractor returns.
+
+    Raises ValueError when the shapes do not belong together or the times do not rise.
+    """
+
+    times: Seconds
+    """Shape (T, 2): start and end of each step; starts rise strictly."""
+    values: Floats
+    """Shape (T, D). Finite everywhere; where `valid` is false the row is zero and means nothing."""
+    valid: NDArray[np.bool_]
+    """Shape (T,): false where there was nothing to measure (no face in the frame, say)."""
+    names: tuple[str, ...]
+    """One name per column."""
+
+    def __post_init__(self) -> None:
+        steps = len(self.values)
+        if self.values.shape != (steps, len(self.names)):
+            raise ValueError(f"values have shape {self.values.shape} but there are {len(self.names)} names")
+        if self.times.shape != (steps, 2) or self.valid.shape != (steps,):
+            raise ValueError(f"{steps} rows, but times {self.times.shape} and valid {self.valid.shape}")
+        if self.values.dtype != np.float32 or self.times.dtype != np.float64 or self.valid.dtype != np.bool_:
+            raise ValueError("values must be float32, times float64 and valid bool")
+        if not np.isfinite(self.values).all():
+            raise ValueError(f"non-finite values in {self.bad_columns()}")
+        starts, ends = self.times.T
+        if (np.diff(starts) <= 0).any() or (ends < starts).any():
+            raise ValueError("times do not rise")
+
+    def bad_columns(self) -> list[str]:
+        bad = ~np.isfinite(self.values).all(axis=0)
+        return [name for name, is_bad in zip(self.names, bad, strict=True) if is_bad]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @classmethod
+    def empty(cls, names: tuple[str, ...]) -> Track:
+        """No steps at all: the modality is missing from the clip."""
+        return cls(np.zeros((0, 2)), np.zeros((0, len(names)), np.float32), np.zeros(0, bool), names)
+
+
+@dataclass(frozen=True, eq=False)
+class Wordpieces:
+    """A transcript as its encoder sees it, `[CLS]` first and `[SEP]` last, L pieces in all."""
+
+    ids: NDArray[np.int32]
+    """Shape (L,): token ids."""
+    segments: NDArray[np.int32]
+    """Shape (L,): token type ids."""
+    spans: NDArray[np.int32]
+    """Shape (L, 2): start and end of each piece in the transcript's characters; (0, 0) for special pieces."""
+    values: Floats
+    """Shape (L, D): the encoder's output."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of the transcript, found in the sound."""
+
+    text: str
+    """As it stands in the transcript, without the punctuation around it."""
+    start: float
+    end: float
+    confidence: float
+    """0 to 1; what it means is stated by the aligner."""
+    span: tuple[int, int]
+    """Start and end in the transcript's characters."""
