@@ -1,0 +1,266 @@
+"""`label.csv` + `Raw/<video_id>/<clip_id>.<any extension>` → a list of clips and a list of everything that is wrong.
+
+The layout is the one MMSA-FET reads. Columns are found by name: `video_id, clip_id, text, label, mode` must be there,
+`label_T, label_A, label_V, annotation, start, end` may be; every other column is kept as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+REQUIRED = ("video_id", "clip_id", "text", "label", "mode")
+LABELS = ("label", "label_T", "label_A", "label_V")
+OPTIONAL = ("label_T", "label_A", "label_V", "annotation", "start", "end")
+SPLITS = ("train", "valid", "test")
+# The widest range in use: MOSI and MOSEI label from -3 to 3, CH-SIMS from -1 to 1.
+LABEL_RANGE = (-3.0, 3.0)
+# Where one clip has several files, pictures are wanted before sound alone.
+SOUND_ONLY = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma"}
+NOT_MEDIA = {".txt", ".csv", ".json", ".srt", ".vtt", ".textgrid", ".ctm", ".lab", ".align", ".xml", ".jpg", ".png"}
+
+
+class CorpusError(Exception):
+    """The corpus as a whole cannot be read; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of label.csv."""
+
+    video_id: str
+    clip_id: str
+    split: str
+    """train, valid or test; column `mode` of label.csv."""
+    path: Path | None
+    """The media file; None where there is none (then `refused` says so)."""
+    text: str
+    label: float
+    label_T: float = math.nan
+    label_A: float = math.nan
+    label_V: float = math.nan
+    annotation: str = ""
+    start: float | None = None
+    """Seconds; with `end`, cuts the clip out of a longer file."""
+    end: float | None = None
+    extra: dict[str, str] = field(default_factory=dict, hash=False)
+    row: int = 0
+    """Line of label.csv on which the row begins; the header is line 1."""
+    refused: str = ""
+    """Why the clip cannot be used; empty for a usable one."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.video_id}$_${self.clip_id}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    row: int
+    clip: str
+    kind: str
+    message: str
+    fatal: bool = True
+    """Whether the clip is refused; otherwise it is only worth knowing."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    root: Path
+    clips: list[Clip]
+    """Every row in the order of label.csv, refused ones too."""
+    problems: list[Problem]
+
+    @property
+    def usable(self) -> list[Clip]:
+        return [clip for clip in self.clips if not clip.refused]
+
+
+def load(root: str | Path, label_range: tuple[float, float] = LABEL_RANGE) -> Corpus:
+    """Read `label.csv` and find every clip's file. Problems are collected, not raised.
+
+    Raises CorpusError where there is no readable label.csv with the columns that must be there.
+    """
+    root = Path(root)
+    table = root / "label.csv"
+    if not root.is_dir():
+        raise CorpusError(f"no folder {root}")
+    if not table.is_file():
+        raise CorpusError(f"no label.csv in {root}: it must have the columns {', '.join(REQUIRED)}")
+    files = _Files(root / "Raw")
+    clips: list[Clip] = []
+    problems: list[Problem] = []
+    for row, values in _rows(table):
+        clip, found = _clip(row, values, files, label_range)
+        clips.append(clip)
+        problems += found
+    if not clips:
+        raise CorpusError(f"{table} has a header but no rows")
+    clips, found = _duplicates(clips)
+    problems += found + _shared_videos(clips)
+    return Corpus(root, clips, sorted(problems, key=lambda problem: problem.row))
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column → value) of every row that is not blank."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            delimiter = max(",;\t", key=header.count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            columns = [name.strip() for name in next(reader, [])]
+            if missing := [name for name in REQUIRED if name not in columns]:
+                raise CorpusError(f"{table} lacks the column {', '.join(missing)}; it has: {', '.join(columns) or 'nothing'}")
+            if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
+                raise CorpusError(f"{table} has the column {', '.join(twice)} more than once")
+            begins = reader.line_num + 1
+            for values in reader:
+                row, begins = begins, reader.line_num + 1
+                if any(values):
+                    values += [""] * (len(columns) - len(values))
+                    yield row, dict(zip(columns, values, strict=False)) | {"": "\0".join(values[len(columns) :])}
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{table} is not UTF-8 (byte {error.start}): save it as UTF-8, for instance `iconv -f GB18030 -t UTF-8`"
+        ) from None
+    except csv.Error as error:
+        raise CorpusError(f"{table}, line {reader.line_num}: {error}") from None
+
+
+def _clip(
+    row: int, values: dict[str, str], files: _Files, label_range: tuple[float, float]
+) -> tuple[Clip, list[Problem]]:
+    problems: list[tuple[str, str, bool]] = []
+
+    def number(column: str, empty: float | None) -> float | None:
+        written = values.get(column, "").strip()
+        if not written or (column.startswith("label_") and written.lower() in ("na", "nan", "none", "null")):
+            return empty
+        try:
+            value = float(written)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            problems.append(("number", f"{column} is {written!r}, not a number", True))
+            return empty
+        return value
+
+    video_id, clip_id = values["video_id"].strip(), values["clip_id"].strip()
+    split = values["mode"].strip().lower()
+    if split not in SPLITS:
+        problems.append(("split", f"mode is {values['mode']!r}; it must be train, valid or test", True))
+    labels = {column: number(column, math.nan) for column in LABELS}
+    if math.isnan(labels["label"] or 0.0) and not problems:
+        problems.append(("number", "label is empty", True))
+    low, high = label_range
+    for column, value in labels.items():
+        if value is not None and not math.isnan(value) and not low <= value <= high:
+            problems.append(("range", f"{column} is {value:g}, outside {low:g} to {high:g}", True))
+    start, end = number("start", None), number("end", None)
+    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+        problems.append(("times", f"start {start} and end {end} do not make a clip", True))
+    if values[""]:
+        problems.append(("columns", "the row has more values than the header has columns", False))
+    path = None
+    if escape := next((name for name in (video_id, clip_id) if not _plain(name)), None):
+        problems.append(("id", f"{escape!r} cannot be a file's name inside the corpus", True))
+    else:
+        path, why = files.find(video_id, clip_id, cut=start is not None or end is not None)
+        if why:
+            problems.append(("file", why, path is None))
+    fatal = [message for _, message, is_fatal in problems if is_fatal]
+    clip = Clip(
+        video_id,
+        clip_id,
+        split,
+        path,
+        values["text"],
+        **{column: math.nan if value is None else value for column, value in labels.items()},
+        annotation=values.get("annotation", ""),
+        start=start,
+        end=end,
+        extra={key: value for key, value in values.items() if key and key not in REQUIRED + OPTIONAL},
+        row=row,
+        refused="; ".join(fatal),
+    )
+    return clip, [Problem(row, clip.id, *problem) for problem in problems]
+
+
+def _plain(name: str) -> bool:
+    """Whether a name from the csv is one component of a path, so that it cannot lead out of the corpus."""
+    return bool(name) and name not in (".", "..") and not any(char in name for char in "/\\\0")
+
+
+class _Files:
+    """The media files under Raw. Each folder is listed once, however many clips it holds."""
+
+    def __init__(self, raw: Path):
+        self._raw = raw
+        self._folders: dict[Path, dict[str, list[str]]] = {}
+
+    def _list(self, folder: Path) -> dict[str, list[str]]:
+        """Name without extension → file names, sound-only files last."""
+        if folder not in self._folders:
+            found: dict[str, list[str]] = {}
+            try:
+                with os.scandir(folder) as entries:
+                    names = [entry.name for entry in entries if not entry.name.startswith(".")]
+            except OSError:
+                names = []
+            for name in sorted(names, key=lambda name: (Path(name).suffix.lower() in SOUND_ONLY, name)):
+                if Path(name).suffix.lower() not in NOT_MEDIA and Path(name).suffix:
+                    found.setdefault(name[: -len(Path(name).suffix)], []).append(name)
+            self._folders[folder] = found
+        return self._folders[folder]
+
+    def find(self, video_id: str, clip_id: str, cut: bool) -> tuple[Path | None, str]:
+        """(file, what is wrong with it). With `cut`, the long file may also be `Raw/<video_id>.<ext>`, or alone in its folder."""
+        folder = self._raw / video_id
+        names = self._list(folder).get(clip_id, [])
+        if not names and cut:
+            if beside := self._list(self._raw).get(video_id):
+                folder, names = self._raw, beside
+            elif len(alone := [name for names in self._list(folder).values() for name in names]) == 1:
+                names = alone
+        if not names:
+            where = f"no file Raw/{video_id}/{clip_id}.*" + (f" nor Raw/{video_id}.*" if cut else "")
+            return None, where
+        pictures = [name for name in names if Path(name).suffix.lower() not in SOUND_ONLY]
+        why = f"several files fit: {', '.join(names)}; {names[0]} is taken" if len(pictures) > 1 else ""
+        return folder / names[0], why
+
+
+def _duplicates(clips: list[Clip]) -> tuple[list[Clip], list[Problem]]:
+    """The first row of an id stays, later ones are refused."""
+    first: dict[str, Clip] = {}
+    kept: list[Clip] = []
+    problems: list[Problem] = []
+    for clip in clips:
+        earlier = first.setdefault(clip.id, clip)
+        if earlier is not clip:
+            other = f" in split {earlier.split}" if earlier.split != clip.split else ""
+            message = f"same clip as row {earlier.row}{other}"
+            problems.append(Problem(clip.row, clip.id, "leak" if other else "duplicate", message))
+            clip = replace(clip, refused="; ".join(filter(None, (clip.refused, message))))
+        kept.append(clip)
+    return kept, problems
+
+
+def _shared_videos(clips: list[Clip]) -> list[Problem]:
+    """Clips of one video in two splits share speaker and scene: allowed (CH-SIMS does it), but the user should know."""
+    splits: dict[str, set[str]] = {}
+    for clip in clips:
+        if not clip.refused:
+            splits.setdefault(clip.video_id, set()).add(clip.split)
+    rows = {clip.video_id: clip for clip in reversed(clips)}
+    return [
+        Problem(rows[video].row, video, "video in two splits", f"clips are in {', '.join(sorted(found))}", fatal=False)
+        for video, found in splits.items()
+        if len(found) > 1
+    ]

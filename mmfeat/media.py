@@ -1,0 +1,241 @@
+"""A media file → upright frames with true times and a mono waveform, in one decoding pass (PyAV).
+
+Times count from the start of the clip: the container's own start, or `start` where a clip is cut out of a longer
+file. A missing audio or video stream is a state; only a file in which nothing can be decoded is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import av.error
+import numpy as np
+
+from mmfeat.track import Floats, Frame, Waveform
+
+av.logging.set_level(av.logging.FATAL)
+
+# Sound is placed by its timestamps. Streams jitter by less than this much; a larger jump is a real gap or overlap.
+JUMP = 0.04
+# A stream that claims more is not believed: it would only fill the memory with silence.
+LONGEST_GAP = 600.0
+
+# How much later in the file one stream may lie than another; past that, nothing of the cut is still to come.
+INTERLEAVING = 5.0
+
+
+class MediaError(Exception):
+    """Nothing usable can be decoded; the message says why."""
+
+
+def open_media(path: str | Path, start: float | None = None, end: float | None = None) -> Media:
+    """Open a clip, or the part from `start` to `end` seconds of a longer file, which is cut exactly and not re-encoded.
+
+    Raises MediaError where the file is missing, is no media file, or holds neither video nor audio.
+    """
+    return Media(Path(path), start, end)
+
+
+class Media:
+    """One clip, decoded once: iterate over `frames()`, then take `waveform()`. A context manager."""
+
+    def __init__(self, path: Path, start: float | None = None, end: float | None = None):
+        self._start, self._end = start or 0.0, end
+        self._cut = start is not None or end is not None
+        if not path.exists():
+            raise MediaError("file not found")
+        if path.is_file() and not path.stat().st_size:
+            raise MediaError("file is empty")
+        try:
+            self._container: Any = av.open(str(path), metadata_errors="replace")
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise MediaError(f"not a readable media file ({_say(error)})") from None
+        # A cover picture is a video stream of one still that belongs to no time.
+        pictures = [s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        self._video = next((s for s in pictures if s.codec_context), None)
+        self._audio = next((s for s in self._container.streams.audio if s.codec_context), None)
+        if not self._video and not self._audio:
+            self._container.close()
+            raise MediaError("neither a video nor an audio stream that can be decoded")
+        for stream in (self._video, self._audio):
+            if stream:
+                stream.thread_count = 1  # Dask runs one process a core; and one thread decodes the same everywhere
+        self._origin = (self._container.start_time or 0) / av.time_base + self._start
+        self._sound = _Sound()
+        self._decoder = self._decode()
+        self.damage = ""
+        """What broke while decoding; what came before it is kept."""
+        self.video_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._decoder.close()
+        self._container.close()
+
+    @property
+    def has_video(self) -> bool:
+        return self._video is not None
+
+    @property
+    def has_audio(self) -> bool:
+        return self._audio is not None
+
+    @property
+    def seconds(self) -> float:
+        """Length of what was decoded so far: the later end of video and sound."""
+        return max(self.video_seconds, self._sound.seconds)
+
+    def skip_video(self) -> None:
+        """Decode sound only; `frames()` then gives nothing."""
+        self._video = None
+
+    def frames(self) -> Iterator[Frame]:
+        """The clip's pictures in order of time. The sound is decoded on the way."""
+        yield from self._decoder
+
+    def waveform(self) -> Waveform | None:
+        """The clip's sound, shape (n,) at the file's own rate, time 0 at sample 0; None where there is none."""
+        for _ in self._decoder:
+            pass
+        return self._sound.waveform() if self._audio else None
+
+    def _decode(self) -> Iterator[Frame]:
+        streams = [stream for stream in (self._video, self._audio) if stream]
+        if not streams:
+            return
+        if self._start:
+            self._container.seek(int(self._origin * av.time_base))
+        limit = self._end - self._start if self._end is not None else None
+        done = {stream.index: False for stream in streams}
+        pending: tuple[float, Any] | None = None
+        shown = 0.0
+        step = 1 / float(self._video.average_rate or self._video.guessed_rate or 25) if self._video else 0.0
+        for frame in self._raw(streams):
+            is_video = isinstance(frame, av.VideoFrame)
+            stream = self._video if is_video else self._audio
+            time = self._time(frame, shown if is_video else self._sound.seconds)
+            if limit is not None and time >= limit:
+                done[stream.index] = True
+                if all(done.values()) or time >= limit + INTERLEAVING:
+                    break
+                continue
+            if not is_video:
+                self._sound.add(frame, time)
+                continue
+            if pending and time <= pending[0]:
+                continue  # two pictures at one time: the first is kept
+            if pending and time > 0:
+                yield self._frame(*pending, end=time)
+            pending, shown = (time, frame), time + step
+        if pending:
+            end = pending[0] + step
+            if limit is not None:
+                end = min(end, limit)
+            if end > 0:
+                yield self._frame(*pending, end=end)
+        if limit is not None:
+            self._sound.cut(limit)
+        if not self.seconds:
+            raise MediaError(self.damage or "nothing could be decoded")
+
+    def _raw(self, streams: list[Any]) -> Iterator[Any]:
+        """Decoded frames of all streams. A packet that cannot be decoded is passed over, and noted once."""
+        packets = self._container.demux(streams)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (av.error.FFmpegError, OSError) as error:
+                self.damage = self.damage or f"reading stopped at {self.seconds:.2f} s ({_say(error)})"
+                return
+            try:
+                yield from packet.decode()
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                self.damage = self.damage or f"damaged {packet.stream.type} at {self.seconds:.2f} s ({_say(error)})"
+
+    def _time(self, frame: Any, otherwise: float) -> float:
+        """Seconds from the start of the clip; a frame without a timestamp follows the one before."""
+        if frame.pts is None:
+            return otherwise
+        return float(frame.pts * Fraction(frame.time_base)) - self._origin
+
+    def _frame(self, time: float, frame: Any, end: float) -> Frame:
+        image = frame.to_ndarray(format="rgb24")
+        if turns := round(frame.rotation / 90) % 4:
+            image = np.rot90(image, turns)
+        self.video_seconds = end
+        return Frame(np.ascontiguousarray(image), max(time, 0.0), end)
+
+
+class _Sound:
+    """Collects decoded audio into one mono waveform in which each sample stands at its own time."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Floats] = []
+        self._count = 0
+        self._rate = 0
+
+    @property
+    def seconds(self) -> float:
+        return self._count / self._rate if self._rate else 0.0
+
+    def add(self, frame: Any, time: float) -> None:
+        mono = _mono(frame)
+        if not self._rate:
+            self._rate = frame.sample_rate
+        mono = Waveform(mono, frame.sample_rate).at(self._rate).samples  # some streams change their rate midway
+        late = time - self.seconds
+        if late < -JUMP or (late < 0 and not self._pieces):
+            mono = mono[round(-late * self._rate) :]
+        elif late > JUMP or (late > 0 and not self._pieces):
+            self._append(np.zeros(round(min(late, LONGEST_GAP) * self._rate), np.float32))
+        self._append(mono)
+
+    def _append(self, samples: Floats) -> None:
+        if len(samples):
+            self._pieces.append(samples)
+            self._count += len(samples)
+
+    def cut(self, seconds: float) -> None:
+        samples = self.waveform().samples[: round(seconds * self._rate)] if self._rate else np.zeros(0, np.float32)
+        self._pieces, self._count = [samples], len(samples)
+
+    def waveform(self) -> Waveform:
+        samples = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
+        return Waveform(samples, self._rate or 16000)
+
+
+def _mono(frame: Any) -> Floats:
+    """Mean of the channels of an audio frame, shape (n,), full scale 1.0.
+
+    libswresample is not used: it mixes some layouts down with weights, and crashes on a 16-channel file.
+    """
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:
+        scaled = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        scaled = samples / np.float32(-float(np.iinfo(samples.dtype).min))
+    else:
+        scaled = samples
+    mono = scaled.mean(axis=0, dtype=np.float32).astype(np.float32)
+    return np.nan_to_num(mono, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _say(error: Exception) -> str:
+    """FFmpeg's words without the errno and the path, which the report names anyway."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

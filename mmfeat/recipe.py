@@ -1,0 +1,148 @@
+"""What to extract: a typed recipe ↔ YAML, and the fingerprint of everything that an output depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from mmfeat import extractors, models, words
+from mmfeat.extractors import Config
+from mmfeat.layout import canonical_json
+
+PARTS = ("vision", "audio", "text", "words")
+# Raised when decoding changes in a way that alters what extractors see.
+MEDIA_VERSION = 1
+
+
+class RecipeError(Exception):
+    """The recipe cannot be read or asks for something that does not exist."""
+
+
+class Recipe(Config):
+    """One extractor a modality, each with its config; word alignment; how rows are made from tracks.
+
+    A section is the extractor's name and its settings: `{extractor: librosa, hop_length: 512}`.
+    """
+
+    name: str = Field("custom", description="shown in reports; has no effect on the output")
+    language: str = Field("en", description="language of the transcripts, ISO 639-1")
+    vision: dict[str, Any] = Field(description="extractor and settings for the pictures")
+    audio: dict[str, Any] = Field(description="extractor and settings for the sound")
+    text: dict[str, Any] = Field(description="extractor and settings for the transcript")
+    words: dict[str, Any] | None = Field(None, description="aligner and settings; null: no word times")
+    padding: Literal["mean+3std", "max"] = Field(
+        "mean+3std", description="padded length, from the lengths of the training split only"
+    )
+
+    @field_validator("vision", "audio", "text")
+    @classmethod
+    def _extractor_exists(cls, section: dict[str, Any], info: Any) -> dict[str, Any]:
+        name = section.get("extractor")
+        entry = extractors.ENTRIES.get(str(name))
+        if entry is None or entry.modality != info.field_name:
+            known = [e.name for e in extractors.ENTRIES.values() if e.modality == info.field_name]
+            raise ValueError(f"extractor {name!r} is not one for {info.field_name}; there are: {', '.join(known)}")
+        return section
+
+    @field_validator("words")
+    @classmethod
+    def _aligner_exists(cls, section: dict[str, Any] | None) -> dict[str, Any] | None:
+        if section is not None and section.get("aligner") not in words.ENTRIES:
+            known = ", ".join(sorted(words.ENTRIES))
+            raise ValueError(f"aligner {section.get('aligner')!r} does not exist; there are: {known}")
+        return section
+
+    def config(self, part: str) -> Config:
+        """The typed config of one section, defaults filled in. Raises RecipeError naming a setting that is wrong."""
+        section = dict(getattr(self, part) or {})
+        name = section.pop("aligner" if part == "words" else "extractor")
+        registered = words.find(name) if part == "words" else extractors.find(name)
+        try:
+            return registered.config.model_validate(section)
+        except ValidationError as error:
+            raise RecipeError(f"recipe {self.name!r}, section {part!r}: {_say(error)}") from None
+
+    def parts(self) -> tuple[str, ...]:
+        """The parts that a clip is extracted in: each has its own shard."""
+        return PARTS if self.words else PARTS[:-1]
+
+    def make(self, part: str) -> Any:
+        """The extractor or aligner of a part, its models loaded."""
+        config = self.config(part)
+        if part == "words":
+            return words.find(self.words["aligner"]).make(config)  # type: ignore[index]
+        return extractors.find(getattr(self, part)["extractor"]).make(config)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Part → 16 hex digits that change exactly when the part's output may change.
+
+        They cover the extractor's name, version and full config, and the content of its model files.
+        Raises MissingBackendError where a model is not there: its content is then unknown.
+        """
+        return {part: self._fingerprint(part) for part in self.parts()}
+
+    def _fingerprint(self, part: str) -> str:
+        section = getattr(self, part)
+        name = section["aligner" if part == "words" else "extractor"]
+        registered = words.find(name) if part == "words" else extractors.find(name)
+        config = self.config(part)
+        identity = {
+            "part": part,
+            "name": name,
+            "version": registered.version,
+            "media": MEDIA_VERSION if part != "text" else None,
+            "config": config.model_dump(mode="json"),
+            "models": {model: models.digest(model) for model in registered.models(config)},
+            "language": self.language if part == "words" else None,
+        }
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default written out: what the feature file stores."""
+        whole = self.model_dump(mode="json")
+        for part in self.parts():
+            key = "aligner" if part == "words" else "extractor"
+            whole[part] = {key: getattr(self, part)[key], **self.config(part).model_dump(mode="json")}
+        return whole
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package: name → file."""
+    folder = Path(str(resources.files("pipelines") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(recipe: str | Path | Recipe) -> Recipe:
+    """A shipped recipe by name, or one from a YAML file. Raises RecipeError, naming what is wrong and where."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    known = shipped()
+    path = known.get(str(recipe)) or Path(recipe)
+    if not path.is_file():
+        raise RecipeError(f"no recipe {str(recipe)!r}: neither a file nor one of {', '.join(known)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not readable YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold sections (vision, audio, text, words), not {type(content).__name__}")
+    try:
+        found = Recipe.model_validate({"name": path.stem, **content})
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_say(error)}") from None
+    for part in found.parts():
+        found.config(part)  # a wrong setting is found here, not in the middle of a run
+    return found
+
+
+def _say(error: ValidationError) -> str:
+    """Pydantic's findings in one line."""
+    return "; ".join(
+        f"{'.'.join(str(place) for place in found['loc']) or 'recipe'}: {found['msg'].removeprefix('Value error, ')}"
+        for found in error.errors()
+    )
