@@ -113,7 +113,7 @@ class Recipe(Config):
 
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package: name → file."""
-    folder = Path(str(resources.files("pipelines") / "recipes"))
+    folder = Path(str(resources.files("mmfeat") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -1,0 +1,268 @@
+"""One clip → its features: the pictures and the sound are decoded once and given to each part's extractor."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmfeat import align
+from mmfeat.corpus import Clip
+from mmfeat.extractors import MissingBackendError
+from mmfeat.media import Media, MediaError, open_media
+from mmfeat.recipe import PARTS, Recipe, load_recipe
+from mmfeat.shards import Shard, Store
+from mmfeat.track import Frame, Track, Waveform, Word, Wordpieces
+from mmfeat.words import AlignmentError
+
+FAILED = "failed"
+Timings = dict[str, float]
+"""Wall seconds by kind of work: decode, vision, audio, text, words."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClipFeatures:
+    """Everything extracted from one clip; what `mmfeat.extract` returns."""
+
+    tracks: dict[str, Track]
+    """`vision` and `audio`; without any step where the stream is missing."""
+    text: Wordpieces
+    words: list[Word]
+    status: str
+    """`ok`, or states joined by `+`: no_video, no_face, no_audio, no_text, no_words, damaged."""
+    reason: str
+    seconds: float
+    timings: Timings
+
+    @property
+    def vision(self) -> Track:
+        return self.tracks["vision"]
+
+    @property
+    def audio(self) -> Track:
+        return self.tracks["audio"]
+
+    def rows(self, aligned: bool = False) -> align.Rows:
+        """Arrays of this clip as the feature file holds them, not padded. Raises MediaError where words are missing."""
+        if not aligned:
+            return align.unaligned_rows(self.tracks, self.text)
+        if "no_words" in self.status:
+            raise MediaError(f"cannot be aligned: {self.reason}")
+        return align.aligned_rows(self.tracks, self.text, self.words)
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """What a worker says of one clip: small, picklable, no arrays."""
+
+    id: str
+    status: str
+    reason: str
+    seconds: float
+    parts: tuple[str, ...]
+    timings: Timings = field(default_factory=dict)
+
+
+def extract(
+    path: str | Path,
+    text: str = "",
+    recipe: str | Path | Recipe = "default",
+    start: float | None = None,
+    end: float | None = None,
+) -> ClipFeatures:
+    """Extract one clip. `start` and `end` (seconds) cut it out of a longer file.
+
+    >>> features = mmfeat.extract("clip.mp4", text="what a lovely day")
+    >>> features.vision.names[:2], features.vision.values.shape
+
+    Raises MediaError where nothing can be decoded or a part fails, RecipeError for a wrong recipe, and
+    MissingBackendError, with the command that helps, where a package or a model is not installed.
+    """
+    recipe = load_recipe(recipe)
+    clip = Clip("", Path(path).stem, "test", Path(path), text, math.nan, start=start, end=end)
+    shards, timings = _extract(clip, recipe, recipe.parts())
+    if failures := [f"{part}: {shard.reason}" for part, shard in shards.items() if shard.status == FAILED]:
+        raise MediaError(f"{path}: {'; '.join(failures)}")
+    return features(shards, timings)
+
+
+def extract_to_store(clip: Clip, recipe: Recipe, store: Store, parts: Iterable[str] = PARTS) -> ClipReport:
+    """Extract `parts` of a clip and write a shard for each: the task that pipelines run.
+
+    A bad clip is never an exception: its shards say why. Raises MissingBackendError, since then no clip can succeed,
+    and OSError where the store cannot be written.
+    """
+    fingerprints = _fingerprints(recipe.model_dump_json())
+    parts = tuple(part for part in recipe.parts() if part in set(parts))
+    shards, timings = _extract(clip, recipe, parts)
+    began = time.perf_counter()
+    for part, shard in shards.items():
+        if shard.status == FAILED:
+            store.fail(clip, part, fingerprints[part], shard.reason)
+        else:
+            store.write(clip, part, fingerprints[part], shard)
+    timings["store"] = time.perf_counter() - began
+    status, reason, seconds = summary(shards)
+    return ClipReport(clip.id, status, reason, seconds, parts, timings)
+
+
+def summary(shards: dict[str, Shard]) -> tuple[str, str, float]:
+    """(status, reason, seconds) of a clip from those of its parts: failed as soon as one part failed."""
+    seconds = max((shard.seconds for shard in shards.values()), default=0.0)
+    said = {part: shard for part, shard in shards.items() if shard.status != "ok" or shard.reason}
+    reasons = list(dict.fromkeys(shard.reason for shard in said.values() if shard.reason))
+    if failed := {part: shard.reason for part, shard in shards.items() if shard.status == FAILED}:
+        same = len(set(failed.values())) == 1
+        reason = next(iter(failed.values())) if same else "; ".join(f"{part}: {why}" for part, why in failed.items())
+        return FAILED, reason, seconds
+    states = dict.fromkeys(state for shard in said.values() for state in shard.status.split("+") if state != "ok")
+    return "+".join(states) or "ok", "; ".join(reasons), seconds
+
+
+def features(shards: dict[str, Shard], timings: Timings | None = None) -> ClipFeatures:
+    """Tracks, wordpieces and words back from shards, none of which may have failed."""
+    tracks = {}
+    for part in ("vision", "audio"):
+        arrays = shards[part].arrays
+        tracks[part] = Track(arrays["times"], arrays["values"], arrays["valid"], tuple(shards[part].details["names"]))
+    arrays = shards["text"].arrays
+    pieces = Wordpieces(arrays["ids"], arrays["segments"], arrays["spans"], arrays["values"])
+    words = shards["words"].details["words"] if "words" in shards else []
+    status, reason, seconds = summary(shards)
+    found = [Word(**{**word, "span": tuple(word["span"])}) for word in words]
+    return ClipFeatures(tracks, pieces, found, status, reason, seconds, timings or {})
+
+
+def _extract(clip: Clip, recipe: Recipe, parts: tuple[str, ...]) -> tuple[dict[str, Shard], Timings]:
+    timings: Timings = {}
+    shards: dict[str, Shard] = {}
+    if "text" in parts:
+        shards["text"] = _guarded(lambda: _text(clip.text, recipe, timings))
+    if any(part != "text" for part in parts):
+        try:
+            shards |= _from_media(clip, recipe, parts, timings)
+        except MediaError as error:
+            shards |= {part: Shard(FAILED, str(error)) for part in parts if part != "text"}
+    return {part: shards[part] for part in parts}, timings
+
+
+def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Timings) -> dict[str, Shard]:
+    if clip.path is None:
+        raise MediaError(clip.refused or "file not found")
+    shards: dict[str, Shard] = {}
+    with open_media(clip.path, clip.start, clip.end) as media:
+        if "vision" in parts:
+            shards["vision"] = _guarded(lambda: _vision(media, recipe, timings))
+        else:
+            media.skip_video()
+        with _timed(timings, "decode"):
+            sound = media.waveform()
+        if "audio" in parts:
+            shards["audio"] = _guarded(lambda: _audio(sound, recipe, timings))
+        if "words" in parts:
+            shards["words"] = _guarded(lambda: _words(sound, clip.text, recipe, timings))
+        if media.damage:
+            shards = {part: _damaged(shard, media.damage) for part, shard in shards.items()}
+        return {part: replace(shard, seconds=media.seconds) for part, shard in shards.items()}
+
+
+def _guarded(compute: Any) -> Shard:
+    """A part's shard; whatever goes wrong in one part of one clip becomes its reason and costs nothing else."""
+    try:
+        return compute()
+    except (MissingBackendError, KeyboardInterrupt):
+        raise
+    except MediaError as error:
+        return Shard(FAILED, str(error))
+    except Exception as error:  # noqa: BLE001 - the library's own words are the reason the user reads
+        return Shard(FAILED, f"{type(error).__name__}: {error}")
+
+
+def _damaged(shard: Shard, damage: str) -> Shard:
+    """What came before the damage is kept, and marked."""
+    if shard.status == FAILED:
+        return shard
+    states = [state for state in (shard.status, "damaged") if state != "ok"]
+    return replace(shard, status="+".join(states), reason="; ".join(filter(None, (shard.reason, damage))))
+
+
+def _vision(media: Media, recipe: Recipe, timings: Timings) -> Shard:
+    extractor = _extractor("vision", recipe.model_dump_json())
+    began, decoding = time.perf_counter(), timings.get("decode", 0.0)
+    track = extractor(_timed_frames(media.frames(), timings))
+    spent = time.perf_counter() - began
+    timings["vision"] = spent - (timings.get("decode", 0.0) - decoding)
+    if not len(track):
+        return _track_shard(track, "no_video", "no picture could be decoded" if media.has_video else "")
+    return _track_shard(track, "ok" if track.valid.any() else "no_face")
+
+
+def _audio(sound: Waveform | None, recipe: Recipe, timings: Timings) -> Shard:
+    extractor = _extractor("audio", recipe.model_dump_json())
+    if sound is None or not len(sound.samples):
+        return _track_shard(Track.empty(extractor.names), "no_audio")
+    with _timed(timings, "audio"):
+        return _track_shard(extractor(sound))
+
+
+def _words(sound: Waveform | None, text: str, recipe: Recipe, timings: Timings) -> Shard:
+    if not text.strip():
+        return Shard("no_text", details={"words": []})
+    if sound is None or not len(sound.samples):
+        return Shard("no_words", "no sound to find words in", details={"words": []})
+    aligner = _extractor("words", recipe.model_dump_json())
+    try:
+        with _timed(timings, "words"):
+            found = aligner(sound, text)
+    except AlignmentError as error:
+        return Shard("no_words", f"words not found: {error}", details={"words": []})
+    return Shard("ok", details={"words": [asdict(word) for word in found]})
+
+
+def _text(text: str, recipe: Recipe, timings: Timings) -> Shard:
+    extractor = _extractor("text", recipe.model_dump_json())
+    with _timed(timings, "text"):
+        pieces = extractor(text)
+    arrays = {"ids": pieces.ids, "segments": pieces.segments, "spans": pieces.spans, "values": pieces.values}
+    return Shard("ok" if text.strip() else "no_text", arrays=arrays)
+
+
+def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:
+    arrays = {"times": track.times, "values": track.values, "valid": track.valid}
+    return Shard(status, reason, arrays=arrays, details={"names": track.names})
+
+
+@functools.lru_cache(maxsize=16)
+def _extractor(part: str, recipe: str) -> Any:
+    """An extractor with its models, loaded once per process however many clips it sees."""
+    return Recipe.model_validate_json(recipe).make(part)
+
+
+@functools.lru_cache(maxsize=16)
+def _fingerprints(recipe: str) -> dict[str, str]:
+    return Recipe.model_validate_json(recipe).fingerprints()
+
+
+@contextmanager
+def _timed(timings: Timings, kind: str) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[kind] = timings.get(kind, 0.0) + time.perf_counter() - began
+
+
+def _timed_frames(frames: Iterator[Frame], timings: Timings) -> Iterator[Frame]:
+    """The same frames; the time spent on decoding them is noted apart from what is done with them."""
+    while True:
+        with _timed(timings, "decode"):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+

@@ -1,0 +1,253 @@
+"""Shards → one feature file: streamed clip by clip, statistics from the training split only, put in place at the end."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mmfeat import layout
+from mmfeat.clip import FAILED, ClipFeatures, features, summary
+from mmfeat.corpus import Clip, Corpus
+from mmfeat.layout import ClipStatus
+from mmfeat.media import MediaError
+from mmfeat.recipe import Recipe
+from mmfeat.shards import Store, atomic
+
+PACKAGES = ("mmfeat", "numpy", "torch", "transformers", "librosa", "av", "opencv-python-headless", "ai-edge-litert")
+CLASSES = ("negative", "neutral", "positive")
+
+Report = Callable[[int, int], None]
+"""Called with clips done and clips in all."""
+
+
+class NothingUsableError(Exception):
+    """Not one clip gave features; no file is written."""
+
+
+@dataclass(frozen=True)
+class PackReport:
+    path: Path
+    clips: list[ClipStatus]
+    """One per row of label.csv."""
+    truncated: dict[str, int] = field(default_factory=dict)
+    """Modality → how many clips are longer than the padded length and lost their end."""
+
+    @property
+    def failed(self) -> list[ClipStatus]:
+        return [clip for clip in self.clips if clip.status == FAILED]
+
+    @property
+    def ok(self) -> int:
+        return len(self.clips) - len(self.failed)
+
+
+@dataclass
+class _Moments:
+    """Mean and standard deviation per column, merged clip by clip without keeping any (Chan et al. 1979)."""
+
+    count: int = 0
+    mean: NDArray[np.float64] | float = 0.0
+    squares: NDArray[np.float64] | float = 0.0
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        if not len(rows):
+            return
+        values = rows.astype(np.float64)
+        mean = values.mean(axis=0)
+        total = self.count + len(values)
+        shift = mean - self.mean
+        self.squares = self.squares + ((values - mean) ** 2).sum(axis=0) + shift**2 * (self.count * len(values) / total)
+        self.mean = self.mean + shift * (len(values) / total)
+        self.count = total
+
+    def result(self, columns: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if not self.count:
+            return np.zeros(columns, np.float32), np.ones(columns, np.float32)
+        return np.float32(self.mean), np.float32(np.sqrt(self.squares / self.count))
+
+
+def pack(
+    corpus: Corpus, recipe: Recipe, store: Store, out: Path, aligned: bool = False, report: Report | None = None
+) -> PackReport:
+    """Write the feature file of a corpus whose shards are all in `store`.
+
+    Clips keep the order of label.csv. The padded length of audio and vision comes from the training clips only (for a
+    corpus without any, from the longest clip: nothing is trained on it); text and aligned rows have the recipe's
+    `max_wordpieces`. Longer clips lose their end.
+
+    Raises NothingUsableError where no clip has features, and FileNotFoundError where a shard is not there.
+    """
+    if aligned and not recipe.words:
+        raise NothingUsableError(f"recipe {recipe.name!r} finds no words, so nothing can be aligned to them")
+    fingerprints = recipe.fingerprints()
+    reader = _Reader(recipe, store, fingerprints, aligned)
+    survey = _Survey()
+    total = 2 * len(corpus.clips)
+    for done, clip in enumerate(corpus.clips):
+        survey.look(clip, *reader.status(clip))
+        if report:
+            report(done + 1, total)
+    if not survey.usable:
+        raise NothingUsableError(f"none of {len(corpus.clips)} clips gave features, so {out} is not written")
+
+    pieces = int(recipe.config("text").model_dump().get("max_wordpieces", 0)) or survey.longest["text"]
+    lengths = {"text": pieces} | {
+        modality: pieces if aligned else survey.padded(modality, recipe.padding) for modality in layout.TIMED
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(out) as temporary, h5py.File(temporary, "w") as file:
+        layout.write_head(
+            file,
+            aligned=aligned,
+            language=recipe.language,
+            recipe=recipe.resolved(),
+            fingerprints=fingerprints,
+            class_names=CLASSES,
+            names={modality: survey.names[modality] for modality in layout.TIMED},
+            versions=versions(),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        shapes = {modality: (lengths[modality], survey.columns[modality]) for modality in lengths}
+        truncated = _fill(file, survey.usable, reader, shapes, lambda done: report and report(done, total))
+        layout.write_clips(file, survey.clips)
+        file.attrs["truncated"] = layout.canonical_json(truncated)
+    return PackReport(out, survey.clips, truncated)
+
+
+class _Survey:
+    """The first pass: what became of each clip, and how long the usable ones are. Reads no features."""
+
+    def __init__(self) -> None:
+        self.clips: list[ClipStatus] = []
+        self.usable: list[Clip] = []
+        self.names: dict[str, list[str]] = {}
+        self.columns: dict[str, int] = {}
+        self.lengths: dict[str, list[int]] = {modality: [] for modality in layout.TIMED}
+        self.training: list[bool] = []
+
+    def look(self, clip: Clip, status: ClipStatus, found: ClipFeatures | None) -> None:
+        self.clips.append(status)
+        if found is None:
+            return
+        self.usable.append(clip)
+        self.training.append(clip.split == "train")
+        self.columns["text"] = found.text.values.shape[1]
+        for modality, track in found.tracks.items():
+            self.names[modality], self.columns[modality] = list(track.names), len(track.names)
+            self.lengths[modality].append(len(track))
+
+    def padded(self, modality: str, rule: str) -> int:
+        lengths, training = np.array(self.lengths[modality]), np.array(self.training)
+        if not training.any():
+            return max(int(lengths.max()), 1)
+        seen = lengths[training]
+        longest = int(seen.max())
+        return max(1, longest if rule == "max" else min(longest, int(seen.mean() + 3 * seen.std())))
+
+
+class _Reader:
+    """Clips' features out of the store."""
+
+    def __init__(self, recipe: Recipe, store: Store, fingerprints: Mapping[str, str], aligned: bool):
+        self._parts, self._store, self._fingerprints, self._aligned = recipe.parts(), store, fingerprints, aligned
+
+    def features(self, clip: Clip) -> ClipFeatures:
+        shards = {part: self._store.read(clip, part, self._fingerprints[part]) for part in self._parts}
+        return features(shards)
+
+    def status(self, clip: Clip) -> tuple[ClipStatus, ClipFeatures | None]:
+        """What became of a clip, and its features unless it failed."""
+        if clip.refused:
+            return ClipStatus(clip.id, clip.split, FAILED, clip.refused), None
+        shards = {part: self._store.read(clip, part, self._fingerprints[part]) for part in self._parts}
+        status, reason, seconds = summary(shards)
+        if status != FAILED and self._aligned and "no_words" in status.split("+"):
+            status, reason = FAILED, f"cannot be aligned: {reason}"
+        found = None if status == FAILED else features(shards)
+        return ClipStatus(clip.id, clip.split, status, reason, seconds), found
+
+    def rows(self, clip: Clip) -> tuple[ClipFeatures, Mapping[str, NDArray]]:
+        found = self.features(clip)
+        return found, found.rows(self._aligned)
+
+
+def _fill(
+    file: h5py.File,
+    clips: list[Clip],
+    reader: _Reader,
+    shapes: Mapping[str, tuple[int, int]],
+    report: Callable[[int], object],
+) -> dict[str, int]:
+    """The second pass: write every usable clip's rows; returns how many were cut per modality."""
+    truncated = dict.fromkeys(layout.TIMED, 0)
+    moments = {modality: _Moments() for modality in layout.TIMED}
+    done = len(clips)
+    for split in layout.SPLITS:
+        members = [clip for clip in clips if clip.split == split]
+        if not members:
+            continue
+        group = layout.create_split(file, split, len(members), shapes)
+        words: list[tuple[int, str, float, float, float, int, int]] = []
+        for row, clip in enumerate(members):
+            found, rows = reader.rows(clip)
+            _write_labels(group, row, clip)
+            _write_text(group, row, rows, shapes["text"][0])
+            for modality in layout.TIMED:
+                kept = _write_track(group, row, modality, rows, shapes[modality][0])
+                truncated[modality] += len(rows[modality]) > kept
+                if split == "train":
+                    moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
+            words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in found.words]
+            done += 1
+            report(done)
+        layout.write_words(group, words)
+    for modality, seen in moments.items():
+        layout.write_train_stats(file, modality, *seen.result(shapes[modality][1]))
+    return truncated
+
+
+def _write_labels(group: h5py.Group, row: int, clip: Clip) -> None:
+    for key, text in (("id", clip.id), ("raw_text", clip.text), ("annotations", clip.annotation)):
+        group[key][row] = text.replace("\0", "")  # HDF5 strings end at a NUL
+    group[layout.REGRESSION][row] = clip.label
+    group["classification_labels"][row] = layout.polarity(np.array([clip.label]))[0]
+    for key, label in zip(layout.UNIMODAL.values(), (clip.label_T, clip.label_A, clip.label_V), strict=True):
+        group[key][row] = label
+
+
+def _write_text(group: h5py.Group, row: int, rows: Mapping[str, NDArray], length: int) -> None:
+    """The extractor has cut the transcript to `length` with `[SEP]` kept, so that these vectors are exactly what the
+    encoder gives for these ids."""
+    pieces = rows["text_bert"].shape[1]
+    if pieces > length:
+        raise ValueError(f"{pieces} wordpieces do not fit into {length}")
+    group["text_bert"][row, :, :pieces] = rows["text_bert"]
+    group["text"][row, :pieces] = rows["text"]
+    group["text_lengths"][row] = pieces
+
+
+def _write_track(group: h5py.Group, row: int, modality: str, rows: Mapping[str, NDArray], length: int) -> int:
+    kept = min(len(rows[modality]), length)
+    group[f"{modality}_lengths"][row] = kept
+    if kept:
+        for key in (modality, f"{modality}_mask", f"{modality}_times"):
+            group[key][row, :kept] = rows[key][:kept]
+    return kept
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Package → installed version; those that are not installed are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
