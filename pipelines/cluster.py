@@ -1,0 +1,131 @@
+"""Where clips are worked on: processes of this machine, or a Dask scheduler that is already running."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+ALLOWED_FAILURES = 2
+"""A task that was running on this many workers when they died may be innocent; on one more, it is given
+up."""
+
+WORKER_ENVIRONMENT = {
+    # One process per core is the parallelism; libraries that start a thread per core on top only get in each
+    # other's way. Set before a worker starts, because most of them read it once, when they are loaded.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "OPENCV_FOR_THREADS_NUM": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # A worker that a clip has killed is restarted and the clip accounted for; Dask's own lines about it would
+    # only tear the progress bar.
+    "DASK_LOGGING__DISTRIBUTED": "critical",
+}
+
+_SETTINGS = {
+    "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+    # A worker deep in one long clip may hold the interpreter for minutes without a heartbeat. It is not dead.
+    "distributed.scheduler.worker-ttl": "2 hours",
+    # Clips leave nothing in Dask's memory, so there is nothing to spill, and a paused worker would never be
+    # woken.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    # Not the cluster's `env`, which Dask sets only after it has imported numpy in the new process.
+    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+}
+
+
+class SchedulerError(RuntimeError):
+    """No Dask scheduler answers at the address given, or it has no workers."""
+
+
+def default_workers() -> int:
+    """One per core that this process may use (affinity and container limits counted)."""
+    from dask.system import CPU_COUNT
+
+    return CPU_COUNT
+
+
+@contextmanager
+def connect(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
+    """A client of `scheduler` (an address such as tcp://host:8786), or of `workers` new processes here.
+
+    Raises SchedulerError.
+    """
+    with _remote(scheduler) if scheduler else _local(workers or default_workers()) as client:
+        yield client
+
+
+@contextmanager
+def _local(workers: int) -> Iterator[Client]:
+    import logging
+
+    import dask.config
+    from distributed import Client, LocalCluster
+
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # here; WORKER_ENVIRONMENT does it in the workers
+    with (
+        dask.config.set(_SETTINGS),
+        _interrupts_held_back(),
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,_interrupts_let_through()
+    ):
+        yield client
+
+
+@contextmanager
+def _remote(address: str) -> Iterator[Client]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise SchedulerError(f"no Dask scheduler answers at {address}: {error}") from None
+    with client:
+        if not thread_count(client):
+            raise SchedulerError(f"the scheduler at {address} has no workers; start some: dask worker {address}")
+        yield client
+
+
+def thread_count(client: Client) -> int:
+    """Clips that can be worked on at the same time."""
+    return sum(client.nthreads().values())
+
+
+# Ctrl-C in a terminal goes to every process of the group. Workers must not see it, or the clips that the
+# client waits for never end. A blocked signal stays blocked in the threads and processes started meanwhile,
+# also in those that the cluster's thread starts later in place of a dead worker; a handler set inside a
+# worker would come too late for its first second.
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    # Starting multiprocessing's resource tracker unblocks SIGINT as a side effect, so it must be running
+    # before.
+    resource_tracker.ensure_running()
+    with _signal_mask(signal.SIG_BLOCK):
+        yield
+
+
+@contextmanager
+def _interrupts_let_through() -> Iterator[None]:
+    with _signal_mask(signal.SIG_UNBLOCK):
+        yield
+
+
+@contextmanager
+def _signal_mask(how: int) -> Iterator[None]:
+    before = signal.pthread_sigmask(how, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

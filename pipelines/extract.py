@@ -1,0 +1,139 @@
+"""A corpus through Dask: every clip that has no result yet becomes one task that leaves its shards in the
+store.
+
+What comes back to the client is a few numbers a clip, never arrays. Which worker does a clip, and when,
+leaves no trace in the shards, so the packed file does not depend on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmfeat.extractors import MissingBackendError
+from mmfeat.shards import Store
+from pipelines.cluster import connect
+from pipelines.schedule import Outcome, Stop, run_each
+
+if TYPE_CHECKING:
+    from mmfeat.clip import ClipReport
+    from mmfeat.corpus import Clip, Corpus
+    from mmfeat.recipe import Recipe
+    from pipelines.progress import Report
+
+
+class ExtractionError(RuntimeError):
+    """Something that every further clip would fail on: a full disk, a model that a worker lacks."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip's task; small, because it travels to a worker."""
+
+    clip: Clip
+    recipe: Recipe
+    store: Store
+    parts: tuple[str, ...]
+    """Of vision, audio, text and words, those that have no shard yet."""
+
+
+@dataclass
+class Extraction:
+    """What one run did."""
+
+    todo: int
+    """Clips that had something to do."""
+    reused: int
+    """Usable clips of which every part was already in the store."""
+    done: int = 0
+    failed: int = 0
+    footage: float = 0.0
+    """Seconds of the clips done."""
+    wall: float = 0.0
+    """Seconds that the run took."""
+    stages: Counter[str] = field(default_factory=Counter)
+    """Seconds spent in decoding and in each part, summed over workers."""
+    interrupted: bool = False
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of footage per second of wall time; 0 where nothing was done."""
+        return self.footage / self.wall if self.wall else 0.0
+
+    def note(self, seconds: float) -> str:
+        parts = [f"{self.failed} failed"] if self.failed else []
+        if self.footage and seconds:
+            parts.append(f"{self.footage / seconds:.1f}x real time")
+        return ", ".join(parts)
+
+
+def extract_clip(job: Job) -> ClipReport:
+    """Runs on a worker. Models are loaded by the first clip that needs them and stay for the worker's
+    life."""
+    from mmfeat.clip import extract_to_store
+
+    return extract_to_store(job.clip, job.recipe, job.store, job.parts)
+
+
+def jobs(corpus: Corpus, recipe: Recipe, store: Store, *, retry_failed: bool = False) -> list[Job]:
+    """What is left to do, in corpus order."""
+    fingerprints = recipe.fingerprints()
+    left = ((clip, store.missing(clip, fingerprints, retry_failed=retry_failed)) for clip in corpus.usable)
+    return [Job(clip, recipe, store, tuple(parts)) for clip, parts in left if parts]
+
+
+def extract_corpus(
+    corpus: Corpus,
+    recipe: Recipe,
+    workdir: Path,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+    stop: Stop | None = None,
+    report: Report = lambda done, total, note="": None,
+    task: Callable[[Job], ClipReport] = extract_clip,
+) -> Extraction:
+    """Fill `workdir` with the shards of every usable clip; what is there already is not done again.
+
+    Failures are shards too: a clip that failed, or that crashed its worker, is tried again only with
+    `retry_failed`. No cluster is started where nothing is left. `stop` (see `stop_on_interrupt`) ends the run
+    early. Raises MissingBackendError and SchedulerError before it starts, ExtractionError where going on
+    makes no sense.
+    """
+    store = Store(workdir.resolve())  # workers may run in another folder
+    todo = jobs(corpus, recipe, store, retry_failed=retry_failed)
+    run = Extraction(len(todo), reused=len(corpus.usable) - len(todo))
+    if not todo:
+        return run
+    fingerprints = recipe.fingerprints()
+    began = time.monotonic()
+    report(0, run.todo)
+    # More processes than clips would only cost their start.
+    with connect(min(workers, run.todo) if workers else None, scheduler) as client:
+        for outcome in run_each(client, task, todo, stop=stop):
+            _account(run, outcome, store, fingerprints)
+            report(run.done, run.todo, run.note(time.monotonic() - began))
+    run.wall = time.monotonic() - began
+    run.interrupted = run.done < run.todo
+    return run
+
+
+def _account(run: Extraction, outcome: Outcome[Job, ClipReport], store: Store, fingerprints: dict[str, str]) -> None:
+    run.done += 1
+    if outcome.result is not None:
+        run.footage += outcome.result.seconds
+        run.stages.update(outcome.result.timings)
+        run.failed += outcome.result.status == "failed"
+        return
+    if isinstance(outcome.error, (OSError, MissingBackendError)):
+        # What a clip's own file does wrong never gets here; this is the store or the worker's installation.
+        raise ExtractionError(f"stopped at clip {outcome.item.clip.id}: {outcome.error}") from outcome.error
+    reason = str(outcome.crashed) if outcome.crashed else f"{type(outcome.error).__name__}: {outcome.error}"
+    for part in outcome.item.parts:
+        store.fail(outcome.item.clip, part, fingerprints[part], reason)
+    run.failed += 1

@@ -1,0 +1,96 @@
+"""How far a long step is: a bar with an estimate in a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+PLAIN_EVERY = 5.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Report(Protocol):
+    """What a step calls as it goes on: how many are done, of how many, and anything worth saying beside
+    it."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(label: str, unit: str = "clips", stream: TextIO | None = None) -> Iterator[Report]:
+    """Show the progress of the step `label` on `stream` (stderr, so that a command's output stays clean)."""
+    stream = stream or sys.stderr
+    with _bar(label, unit, stream) if stream.isatty() else _lines(label, unit, stream) as report:
+        yield report
+
+
+@contextmanager
+def _bar(label: str, unit: str, stream: TextIO) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        # A short window makes the estimate jump: clips differ in length, and workers finish in bursts.
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(file=stream), speed_estimate_period=120) as bars:
+        bar = bars.add_task(label, total=None, note="")
+
+        def report(done: int, total: int, note: str = "") -> None:
+            bars.update(bar, completed=done, total=total, note=note)
+
+        yield report
+
+
+@contextmanager
+def _lines(label: str, unit: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Iterator[Report]:
+    started = shown = clock()
+    latest: tuple[int, int, str] | None = None
+    unshown = False
+
+    def show(left: str) -> None:
+        assert latest is not None
+        done, total, note = latest
+        parts = [f"{label}: {done} of {total} {unit}", note, left]
+        print(", ".join(part for part in parts if part), file=stream, flush=True)
+
+    def report(done: int, total: int, note: str = "") -> None:
+        nonlocal shown, latest, unshown
+        latest, unshown = (done, total, note), True
+        if done and clock() - shown >= PLAIN_EVERY:
+            shown, unshown = clock(), False
+            left = (shown - started) / done * (total - done)
+            show(f"about {duration(left)} left" if left else "")
+
+    yield report
+    if unshown:
+        show(f"{duration(clock() - started)} in all")
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 05 s`, `2 h 03 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

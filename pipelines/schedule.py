@@ -1,0 +1,122 @@
+"""Many independent tasks on a Dask cluster, a bounded number of them at a time, each costing at most
+itself."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WINDOW = 2
+"""Tasks submitted per worker thread: one that runs and one that waits, so that no worker is idle between two
+tasks and the scheduler never holds more than that."""
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """The worker process died of this task, every time."""
+
+    times: int
+
+    def __str__(self) -> str:
+        return f"crashed the worker process {self.times} times"
+
+
+@dataclass
+class Stop:
+    """Set by Ctrl-C: nothing new is started, what runs is finished."""
+
+    requested: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Result]):
+    """What became of one item: its result, the exception its task raised, or that it killed its worker."""
+
+    item: Item
+    result: Result | None = None
+    error: BaseException | None = None
+    crashed: Crashed | None = None
+
+
+def run_each(
+    client: Client,
+    task: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    stop: Stop | None = None,
+) -> Iterator[Outcome[Item, Result]]:
+    """Run `task` on every item; yield outcomes as they come, so in no particular order.
+
+    When a worker dies, Dask suspects every task that it held. Those that were present at too many deaths are
+    tried again at the end, one at a time with nothing else running, so that only the guilty ones are given
+    up. Where `stop` is requested, items that were not yet started have no outcome.
+    """
+    from distributed import KilledWorker, as_completed
+
+    stop = stop or Stop()
+    waiting = iter(items)
+    running: dict[Future, Item] = {}
+    suspects: list[Item] = []
+
+    def submit_next(count: int) -> list[Future]:
+        if stop.requested:
+            return []
+        started = {client.submit(task, item, pure=False): item for item in islice(waiting, count)}
+        running.update(started)
+        return list(started)
+
+    window = WINDOW * max(1, sum(client.nthreads().values()))
+    completed = as_completed(submit_next(window))
+    for future in completed:
+        item = running.pop(future)
+        outcome = _outcome(future, item, KilledWorker)
+        future.release()
+        completed.update(submit_next(1))
+        if outcome.crashed:
+            suspects.append(item)
+        else:
+            yield outcome
+
+    for item in suspects:
+        if stop.requested:
+            return
+        yield _outcome(client.submit(task, item, pure=False), item, KilledWorker)
+
+
+def _outcome(future: Future, item: Any, killed: type[BaseException]) -> Outcome[Any, Any]:
+    error = future.exception()
+    if isinstance(error, killed):
+        return Outcome(item, crashed=Crashed(error.allowed_failures + 1))  # type: ignore[attr-defined]
+    if error is not None:
+        return Outcome(item, error=error)
+    return Outcome(item, result=future.result())
+
+
+@contextmanager
+def stop_on_interrupt(announce: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+    """The first Ctrl-C asks to stop when what runs is finished, and calls `announce`; the second raises
+    KeyboardInterrupt."""
+    stop = Stop()
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        announce()
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
