@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from mmfeat import align
 from mmfeat.corpus import Clip
 from mmfeat.extractors import MissingBackendError
@@ -228,13 +230,19 @@ def _text(text: str, recipe: Recipe, timings: Timings) -> Shard:
     extractor = _extractor("text", recipe.model_dump_json())
     with _timed(timings, "text"):
         pieces = extractor(text)
-    arrays = {"ids": pieces.ids, "segments": pieces.segments, "spans": pieces.spans, "values": pieces.values}
-    return Shard("ok" if text.strip() else "no_text", arrays=arrays)
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": pieces.ids,
+        "segments": pieces.segments,
+        "spans": pieces.spans,
+        "values": pieces.values,
+    }
+    steps, columns = pieces.values.shape
+    return Shard("ok" if text.strip() else "no_text", arrays=arrays, details={"steps": steps, "columns": columns})
 
 
 def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:
-    arrays = {"times": track.times, "values": track.values, "valid": track.valid}
-    return Shard(status, reason, arrays=arrays, details={"names": track.names})
+    arrays: dict[str, NDArray[Any]] = {"times": track.times, "values": track.values, "valid": track.valid}
+    return Shard(status, reason, arrays=arrays, details={"steps": len(track), "names": track.names})
 
 
 @functools.lru_cache(maxsize=16)
@@ -265,4 +273,3 @@ def _timed_frames(frames: Iterator[Frame], timings: Timings) -> Iterator[Frame]:
         if frame is None:
             return
         yield frame
-

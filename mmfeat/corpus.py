@@ -116,7 +116,9 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             columns = [name.strip() for name in next(reader, [])]
             if missing := [name for name in REQUIRED if name not in columns]:
-                raise CorpusError(f"{table} lacks the column {', '.join(missing)}; it has: {', '.join(columns) or 'nothing'}")
+                raise CorpusError(
+                    f"{table} lacks the column {', '.join(missing)}; it has: {', '.join(columns) or 'nothing'}"
+                )
             if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
                 raise CorpusError(f"{table} has the column {', '.join(twice)} more than once")
             begins = reader.line_num + 1
@@ -220,7 +222,7 @@ class _Files:
         return self._folders[folder]
 
     def find(self, video_id: str, clip_id: str, cut: bool) -> tuple[Path | None, str]:
-        """(file, what is wrong with it). With `cut`, the long file may also be `Raw/<video_id>.<ext>`, or alone in its folder."""
+        """(file, what is wrong with it). With `cut`, the file may be `Raw/<video_id>.<ext>`, or alone in its folder."""
         folder = self._raw / video_id
         names = self._list(folder).get(clip_id, [])
         if not names and cut:

@@ -82,11 +82,11 @@ class FeatureFile:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
             raise LayoutError(f"{self.path} is not a readable HDF5 file: {error}") from None
-        found = self._file.attrs.get("format"), self._file.attrs.get("format_version")
-        if found[0] != FORMAT or found[1] != FORMAT_VERSION:
+        kind, version = self._file.attrs.get("format"), self._file.attrs.get("format_version")
+        if kind != FORMAT or version != FORMAT_VERSION:
             self._file.close()
             raise LayoutError(
-                f"{self.path} is not an mmfeat feature file of version {FORMAT_VERSION} (format {found[0]!r}, version {found[1]!r})"
+                f"{self.path} is not a feature file of version {FORMAT_VERSION}: format {kind!r}, version {version!r}"
             )
 
     def __enter__(self) -> Self:
@@ -162,7 +162,13 @@ class FeatureFile:
     def clips(self) -> list[ClipStatus]:
         """What became of every row of label.csv, in its order."""
         return [
-            ClipStatus(row["id"].decode(), row["split"].decode(), row["status"].decode(), row["reason"].decode(), float(row["seconds"]))
+            ClipStatus(
+                row["id"].decode(),
+                row["split"].decode(),
+                row["status"].decode(),
+                row["reason"].decode(),
+                float(row["seconds"]),
+            )
             for row in self._file["meta/clips"][:]
         ]
 

@@ -6,7 +6,7 @@ file. A missing audio or video stream is a state; only a file in which nothing c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -57,14 +57,15 @@ class Media:
             raise MediaError(f"not a readable media file ({_say(error)})") from None
         # A cover picture is a video stream of one still that belongs to no time.
         pictures = [s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        self._video = next((s for s in pictures if s.codec_context), None)
-        self._audio = next((s for s in self._container.streams.audio if s.codec_context), None)
+        self._video: Any = next((s for s in pictures if s.codec_context), None)
+        self._audio: Any = next((s for s in self._container.streams.audio if s.codec_context), None)
         if not self._video and not self._audio:
             self._container.close()
             raise MediaError("neither a video nor an audio stream that can be decoded")
-        for stream in (self._video, self._audio):
-            if stream:
-                stream.thread_count = 1  # Dask runs one process a core; and one thread decodes the same everywhere
+        for stream in filter(None, (self._video, self._audio)):
+            stream.codec_context.thread_count = (
+                1  # Dask runs one process a core; and one thread decodes the same everywhere
+            )
         self._origin = (self._container.start_time or 0) / av.time_base + self._start
         self._sound = _Sound()
         self._decoder = self._decode()
@@ -111,7 +112,7 @@ class Media:
             pass
         return self._sound.waveform() if self._audio else None
 
-    def _decode(self) -> Iterator[Frame]:
+    def _decode(self) -> Generator[Frame, None, None]:
         streams = [stream for stream in (self._video, self._audio) if stream]
         if not streams:
             return

@@ -1,4 +1,4 @@
-"""Shards → one feature file: streamed clip by clip, statistics from the training split only, put in place at the end."""
+"""Shards → one feature file: streamed, statistics from the training split only, put in place at the end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmfeat import layout
-from mmfeat.clip import FAILED, ClipFeatures, features, summary
+from mmfeat.clip import FAILED, features, summary
 from mmfeat.corpus import Clip, Corpus
+from mmfeat.extractors import TextConfig
 from mmfeat.layout import ClipStatus
-from mmfeat.media import MediaError
 from mmfeat.recipe import Recipe
-from mmfeat.shards import Store, atomic
+from mmfeat.shards import Shard, Store, atomic
+from mmfeat.track import Word
 
 PACKAGES = ("mmfeat", "numpy", "torch", "transformers", "librosa", "av", "opencv-python-headless", "ai-edge-litert")
 CLASSES = ("negative", "neutral", "positive")
@@ -70,7 +71,7 @@ class _Moments:
     def result(self, columns: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if not self.count:
             return np.zeros(columns, np.float32), np.ones(columns, np.float32)
-        return np.float32(self.mean), np.float32(np.sqrt(self.squares / self.count))
+        return np.asarray(self.mean, np.float32), np.sqrt(self.squares / self.count).astype(np.float32)
 
 
 def pack(
@@ -89,15 +90,14 @@ def pack(
     fingerprints = recipe.fingerprints()
     reader = _Reader(recipe, store, fingerprints, aligned)
     survey = _Survey()
-    total = 2 * len(corpus.clips)
-    for done, clip in enumerate(corpus.clips):
+    for clip in corpus.clips:
         survey.look(clip, *reader.status(clip))
-        if report:
-            report(done + 1, total)
     if not survey.usable:
         raise NothingUsableError(f"none of {len(corpus.clips)} clips gave features, so {out} is not written")
 
-    pieces = int(recipe.config("text").model_dump().get("max_wordpieces", 0)) or survey.longest["text"]
+    text_config = recipe.config("text")
+    assert isinstance(text_config, TextConfig)
+    pieces = text_config.max_wordpieces
     lengths = {"text": pieces} | {
         modality: pieces if aligned else survey.padded(modality, recipe.padding) for modality in layout.TIMED
     }
@@ -115,7 +115,7 @@ def pack(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         shapes = {modality: (lengths[modality], survey.columns[modality]) for modality in lengths}
-        truncated = _fill(file, survey.usable, reader, shapes, lambda done: report and report(done, total))
+        truncated = _fill(file, survey.usable, reader, shapes, report or (lambda done, total: None))
         layout.write_clips(file, survey.clips)
         file.attrs["truncated"] = layout.canonical_json(truncated)
     return PackReport(out, survey.clips, truncated)
@@ -132,16 +132,17 @@ class _Survey:
         self.lengths: dict[str, list[int]] = {modality: [] for modality in layout.TIMED}
         self.training: list[bool] = []
 
-    def look(self, clip: Clip, status: ClipStatus, found: ClipFeatures | None) -> None:
+    def look(self, clip: Clip, status: ClipStatus, shards: Mapping[str, Shard]) -> None:
         self.clips.append(status)
-        if found is None:
+        if status.status == FAILED:
             return
         self.usable.append(clip)
         self.training.append(clip.split == "train")
-        self.columns["text"] = found.text.values.shape[1]
-        for modality, track in found.tracks.items():
-            self.names[modality], self.columns[modality] = list(track.names), len(track.names)
-            self.lengths[modality].append(len(track))
+        self.columns["text"] = shards["text"].details["columns"]
+        for modality in layout.TIMED:
+            details = shards[modality].details
+            self.names[modality], self.columns[modality] = details["names"], len(details["names"])
+            self.lengths[modality].append(details["steps"])
 
     def padded(self, modality: str, rule: str) -> int:
         lengths, training = np.array(self.lengths[modality]), np.array(self.training)
@@ -158,24 +159,23 @@ class _Reader:
     def __init__(self, recipe: Recipe, store: Store, fingerprints: Mapping[str, str], aligned: bool):
         self._parts, self._store, self._fingerprints, self._aligned = recipe.parts(), store, fingerprints, aligned
 
-    def features(self, clip: Clip) -> ClipFeatures:
-        shards = {part: self._store.read(clip, part, self._fingerprints[part]) for part in self._parts}
-        return features(shards)
+    def _shards(self, clip: Clip, arrays: bool) -> dict[str, Shard]:
+        return {part: self._store.read(clip, part, self._fingerprints[part], arrays) for part in self._parts}
 
-    def status(self, clip: Clip) -> tuple[ClipStatus, ClipFeatures | None]:
-        """What became of a clip, and its features unless it failed."""
+    def status(self, clip: Clip) -> tuple[ClipStatus, Mapping[str, Shard]]:
+        """What became of a clip, and what its shards say of themselves, without their arrays."""
         if clip.refused:
-            return ClipStatus(clip.id, clip.split, FAILED, clip.refused), None
-        shards = {part: self._store.read(clip, part, self._fingerprints[part]) for part in self._parts}
+            return ClipStatus(clip.id, clip.split, FAILED, clip.refused), {}
+        shards = self._shards(clip, arrays=False)
         status, reason, seconds = summary(shards)
         if status != FAILED and self._aligned and "no_words" in status.split("+"):
             status, reason = FAILED, f"cannot be aligned: {reason}"
-        found = None if status == FAILED else features(shards)
-        return ClipStatus(clip.id, clip.split, status, reason, seconds), found
+        return ClipStatus(clip.id, clip.split, status, reason, seconds), shards
 
-    def rows(self, clip: Clip) -> tuple[ClipFeatures, Mapping[str, NDArray]]:
-        found = self.features(clip)
-        return found, found.rows(self._aligned)
+    def rows(self, clip: Clip) -> tuple[Mapping[str, NDArray], list[Word]]:
+        """A usable clip's rows, not padded, and its words."""
+        found = features(self._shards(clip, arrays=True))
+        return found.rows(self._aligned), found.words
 
 
 def _fill(
@@ -183,12 +183,12 @@ def _fill(
     clips: list[Clip],
     reader: _Reader,
     shapes: Mapping[str, tuple[int, int]],
-    report: Callable[[int], object],
+    report: Report,
 ) -> dict[str, int]:
     """The second pass: write every usable clip's rows; returns how many were cut per modality."""
     truncated = dict.fromkeys(layout.TIMED, 0)
     moments = {modality: _Moments() for modality in layout.TIMED}
-    done = len(clips)
+    done = 0
     for split in layout.SPLITS:
         members = [clip for clip in clips if clip.split == split]
         if not members:
@@ -196,7 +196,7 @@ def _fill(
         group = layout.create_split(file, split, len(members), shapes)
         words: list[tuple[int, str, float, float, float, int, int]] = []
         for row, clip in enumerate(members):
-            found, rows = reader.rows(clip)
+            rows, found = reader.rows(clip)
             _write_labels(group, row, clip)
             _write_text(group, row, rows, shapes["text"][0])
             for modality in layout.TIMED:
@@ -204,9 +204,9 @@ def _fill(
                 truncated[modality] += len(rows[modality]) > kept
                 if split == "train":
                     moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
-            words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in found.words]
+            words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in found]
             done += 1
-            report(done)
+            report(done, len(clips))
         layout.write_words(group, words)
     for modality, seen in moments.items():
         layout.write_train_stats(file, modality, *seen.result(shapes[modality][1]))

@@ -82,7 +82,7 @@ class Track:
 
     def bad_columns(self) -> list[str]:
         bad = ~np.isfinite(self.values).all(axis=0)
-        return [name for name, is_bad in zip(self.names, bad, strict=True) if is_bad]
+        return [self.names[k] for k in np.flatnonzero(bad)]
 
     def __len__(self) -> int:
         return len(self.values)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Modality = Literal["vision", "audio", "text"]
 
@@ -26,6 +26,12 @@ class Config(BaseModel):
     """Base of every config: immutable, hashable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextConfig(Config):
+    """Base of every text extractor's config."""
+
+    max_wordpieces: int = Field(50, ge=3, description="longer transcripts are cut to this length; [SEP] is kept")
 
 
 @dataclass(frozen=True)

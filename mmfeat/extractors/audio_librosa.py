@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import librosa
 import numpy as np
@@ -110,8 +110,7 @@ class _Spectra:
         self.config = config
         # A clip shorter than one spectrum is filled up with silence; the extra steps are cut off by the caller.
         self.samples = np.pad(samples, (0, max(0, config.n_fft - len(samples))))
-        self.hops = {"n_fft": config.n_fft, "hop_length": config.hop_length}
-        self.magnitude = np.abs(librosa.stft(self.samples, **self.hops))
+        self.magnitude = np.abs(librosa.stft(self.samples, n_fft=config.n_fft, hop_length=config.hop_length))
         self.mel = librosa.feature.melspectrogram(
             S=self.magnitude**2, sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.n_mels, htk=config.htk
         )
@@ -119,8 +118,13 @@ class _Spectra:
     def compute(self, feature: Feature) -> NDArray[np.floating]:
         """One descriptor, shape (columns, steps)."""
         config, rate = self.config, self.config.sample_rate
-        shape = {"S": self.magnitude, "sr": rate, "n_fft": config.n_fft, "hop_length": config.hop_length}
-        frame = {"frame_length": config.n_fft, "hop_length": config.hop_length}
+        shape: dict[str, Any] = {
+            "S": self.magnitude,
+            "sr": rate,
+            "n_fft": config.n_fft,
+            "hop_length": config.hop_length,
+        }
+        frame: dict[str, Any] = {"frame_length": config.n_fft, "hop_length": config.hop_length}
         ways: dict[Feature, Callable[[], NDArray[np.floating]]] = {
             "zero_crossing_rate": lambda: librosa.feature.zero_crossing_rate(self.samples, **frame),
             "rms": lambda: librosa.feature.rms(y=self.samples, **frame),

@@ -10,14 +10,13 @@ from pydantic import Field
 from transformers import AutoModel, AutoTokenizer
 
 from mmfeat import models
-from mmfeat.extractors import Config, MissingBackendError, register
+from mmfeat.extractors import MissingBackendError, TextConfig, register
 from mmfeat.track import Wordpieces
 
 
-class TransformersConfig(Config):
+class TransformersConfig(TextConfig):
     model: str = Field("all-MiniLM-L6-v2", description="registered model, local folder, or Hugging Face hub name")
     layer: int | Literal["mean_last_4"] = Field(-1, description="hidden layer; -1 is the last")
-    max_wordpieces: int = Field(50, ge=3, description="longer transcripts are cut; [SEP] is kept")
 
 
 @register("transformers", TransformersConfig, version=1, models=lambda config: (config.model,))
