@@ -1,0 +1,148 @@
+"""Decoding by timestamps: what comes out must stand at its own time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfeat.media import MediaError, open_media
+from tests.media_files import stripes, tone, write_media
+
+
+def test_frames_and_sound_come_out_of_one_pass(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", stripes(25), sound=tone(1.0))
+    with open_media(path) as media:
+        frames = list(media.frames())
+        sound = media.waveform()
+    assert len(frames) == 25
+    assert frames[0].image.shape == (64, 96, 3) and frames[0].image.dtype == np.uint8
+    assert [frame.start for frame in frames] == pytest.approx(np.arange(25) / 25, abs=2e-3)
+    assert frames[-1].end == pytest.approx(1.0, abs=2e-3)
+    assert sound is not None and sound.rate == 16000
+    assert sound.seconds == pytest.approx(1.0, abs=0.07)  # AAC fills its last packet
+    assert np.abs(sound.samples).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_times_of_a_variable_frame_rate_are_the_files_own(tmp_path: Path) -> None:
+    times = [0.0, 0.04, 0.3, 0.34, 0.9]
+    path = write_media(tmp_path / "a.mkv", stripes(5), times)
+    with open_media(path) as media:
+        frames = list(media.frames())
+    assert [frame.start for frame in frames] == pytest.approx(times, abs=2e-3)
+    assert [frame.end for frame in frames[:-1]] == pytest.approx(times[1:], abs=2e-3)
+
+
+def test_cut_is_exact_in_picture_and_sound(tmp_path: Path) -> None:
+    sound = np.concatenate([tone(1.0), 0 * tone(1.0), tone(1.0)], axis=1)
+    path = write_media(tmp_path / "long.mkv", stripes(75), sound=sound, sound_codec="pcm_s16le")
+    with open_media(path, start=0.98, end=2.02) as media:
+        frames = list(media.frames())
+        waveform = media.waveform()
+    assert frames[0].start == 0.0
+    assert frames[-1].end == pytest.approx(1.04, abs=2e-3)
+    # At 0.98 s picture 24 (0.96 to 1.00) is still on the screen, at 2.02 picture 50.
+    assert frames[0].image.mean() == pytest.approx(4 * 24, abs=3)
+    assert frames[-1].image.mean() == pytest.approx(4 * 50, abs=3)
+    assert waveform is not None and len(waveform.samples) == round(1.04 * 16000)
+    loud = np.flatnonzero(np.abs(waveform.samples) > 0.2) / 16000
+    quiet = loud[(loud > 0.03) & (loud < 1.0)]
+    assert not len(quiet) and loud.min() < 0.01 and loud.max() > 1.02
+
+
+def test_whole_file_equals_its_cuts_put_together(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "long.mkv", stripes(50), sound=tone(2.0), sound_codec="pcm_s16le")
+
+    def read(start: float | None, end: float | None) -> np.ndarray:
+        with open_media(path, start, end) as media:
+            waveform = media.waveform()
+        assert waveform is not None
+        return waveform.samples
+
+    np.testing.assert_array_equal(np.concatenate([read(0, 0.7), read(0.7, 2.0)]), read(None, None))
+
+
+def test_missing_streams_are_states(tmp_path: Path) -> None:
+    with open_media(write_media(tmp_path / "silent.mp4", stripes(5))) as media:
+        assert media.has_video and not media.has_audio
+        assert len(list(media.frames())) == 5 and media.waveform() is None
+    with open_media(write_media(tmp_path / "sound.wav", sound=tone(0.5), sound_codec="pcm_s16le")) as media:
+        assert not media.has_video and list(media.frames()) == []
+        waveform = media.waveform()
+        assert waveform is not None and len(waveform.samples) == 8000
+
+
+def test_sound_alone_can_be_had_without_decoding_the_pictures(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", stripes(25), sound=tone(1.0))
+    with open_media(path) as media:
+        media.skip_video()
+        alone = media.waveform()
+    with open_media(path) as media:
+        both = media.waveform()
+    assert alone is not None and both is not None
+    np.testing.assert_array_equal(alone.samples, both.samples)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_u8", "pcm_f32le", "pcm_s32le"])
+def test_mono_is_the_mean_of_the_channels(tmp_path: Path, channels: int, codec: str) -> None:
+    sound = tone(0.2, channels=channels) * np.linspace(0, 1, channels)[:, None] if channels > 1 else tone(0.2)
+    path = write_media(tmp_path / "a.wav", sound=sound.astype(np.float32), sound_codec=codec)
+    with open_media(path) as media:
+        waveform = media.waveform()
+    assert waveform is not None
+    np.testing.assert_allclose(waveform.samples, sound.mean(axis=0), atol=1 / 100 if codec == "pcm_u8" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"these are words, not a video\n" * 50, "not a readable media file")],
+)
+def test_what_is_no_media_file_is_refused_with_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=reason):
+        open_media(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="not found"):
+        open_media(tmp_path / "nothing.mp4")
+
+
+def test_truncated_file_keeps_what_decodes(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mkv", stripes(100), sound=tone(4.0))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with open_media(path) as media:
+        frames = list(media.frames())
+    assert 20 < len(frames) < 100
+
+
+def test_rotated_video_is_upright(shared_data: Path) -> None:
+    with open_media(shared_data / "odd" / "nasa_13013_rotated.mp4") as media:
+        frame = next(media.frames())
+    assert frame.image.shape == (480, 270, 3)
+
+
+def test_true_times_of_real_variable_frame_rate(shared_data: Path) -> None:
+    with open_media(shared_data / "odd" / "face_noface.mov") as media:
+        frames = list(media.frames())
+        sound = media.waveform()
+    assert len(frames) == 169 and frames[-1].start == pytest.approx(6.36035, abs=1e-4)
+    assert sound is not None and sound.seconds == pytest.approx(6.396, abs=0.01)
+
+
+def test_every_odd_file_is_read_or_refused(shared_data: Path) -> None:
+    refused = {}
+    for path in sorted((shared_data / "odd").iterdir()):
+        try:
+            with open_media(path) as media:
+                for frame in media.frames():
+                    assert frame.end > frame.start >= 0
+                media.waveform()
+        except MediaError as error:
+            refused[path.name] = str(error)
+    assert set(refused) == {"bad.wav", "evil.wav", "mono.empty.wav", "mono.invalid.wav", "mono.zero.wav", "null.wav"}
+    assert all(refused.values())
