@@ -77,7 +77,8 @@ def _local(workers: int) -> Iterator[Client]:
         dask.config.set(_SETTINGS),
         _interrupts_held_back(),
         LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,_interrupts_let_through()
+        Client(cluster) as client,
+        _interrupts_let_through(),
     ):
         yield client
 

@@ -21,7 +21,6 @@ HELP = "exit status: 0 all fine, 2 bad usage or configuration, 3 some clips fail
 
 # By name, so that no module is imported only to say what it may raise.
 _EXPECTED = {
-    "cmc.data.DataError": Exit.USAGE,
     "mmfeat.corpus.CorpusError": Exit.USAGE,
     "mmfeat.extractors.MissingBackendError": Exit.USAGE,
     "mmfeat.layout.LayoutError": Exit.USAGE,
@@ -48,3 +47,10 @@ def expected(error: BaseException) -> Exit | None:
         if status := _EXPECTED.get(f"{kind.__module__}.{kind.__qualname__}"):
             return status
     return None
+
+
+def message(error: BaseException) -> str:
+    """What the error says of itself, in one line; OSErrors name their file."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

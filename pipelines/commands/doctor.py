@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.exits import Exit
+from pipelines.show import table
+
+SUMMARY = "say what is installed, what is missing, and the command that gets it"
+EXAMPLES = ("mmfeat doctor",)
+
+PACKAGES = (
+    "numpy", "av", "opencv-python-headless", "ai-edge-litert", "librosa", "torch", "transformers", "pocketsphinx",
+    "espeakng-loader", "h5py", "dask", "distributed", "safetensors",
+)  # fmt: skip
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(args: argparse.Namespace) -> Exit:
+    table("Packages", ("package", "version"), _versions())
+    print()
+    table("Extractors and aligners", ("name", "for", "state", "what it is"), _backends())
+    print()
+    table("Models", ("model", "state"), _models())
+    print()
+    table("Machine", ("what", "here"), _machine())
+    print()
+    trouble = default_recipe_trouble()
+    print(f"The default recipe cannot run: {trouble}" if trouble else "The default recipe can run.")
+    return Exit.SOME_FAILED if trouble else Exit.OK
+
+
+def default_recipe_trouble() -> str:
+    """Why the default recipe cannot run on this machine; empty where it can."""
+    from mmfeat import words
+    from mmfeat.extractors import MissingBackendError
+    from mmfeat.recipe import RecipeError, load_recipe
+
+    try:
+        recipe = load_recipe("default")
+        for part in recipe.parts():
+            recipe.make(part)
+    except (MissingBackendError, RecipeError, words.AlignmentError) as error:
+        return str(error)
+    return ""
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mmfeat import __version__
+
+    yield "python", platform.python_version()
+    yield "mmfeat", __version__
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, f"missing: pip install {package}"
+
+
+def _backends() -> Iterator[tuple[str, str, str, str]]:
+    from mmfeat import extractors, words
+
+    entries = [*extractors.ENTRIES.values(), *words.ENTRIES.values()]
+    for entry in entries:
+        missing = entry.missing()
+        state = f"missing {', '.join(missing)}: {entry.install}" if missing else "ready"
+        yield entry.name, getattr(entry, "modality", "words"), state, entry.summary
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    from mmfeat import models
+
+    for name in models.MODELS:
+        yield name, "here" if models.is_present(name) else f"missing: mmfeat models pull {name}"
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    import psutil
+
+    from mmfeat import models
+    from pipelines.cluster import default_workers
+
+    yield "cores that may be used", str(default_workers())
+    memory = psutil.virtual_memory()
+    yield "memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
+    for what, folder in (("disk here", Path.cwd()), ("disk of the model cache", models.cache())):
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        yield what, f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB free at {folder}"
+    yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
+    yield "MMFEAT_MODELS", os.environ.get("MMFEAT_MODELS", "not set")

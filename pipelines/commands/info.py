@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.exits import Exit
+from pipelines.show import table
+
+if TYPE_CHECKING:
+    from mmfeat.layout import FeatureFile
+
+SUMMARY = "show what is in a feature file and how it was made"
+EXAMPLES = ("mmfeat info features.h5", "mmfeat info features.h5 --columns")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE.h5", help="a feature file")
+    parser.add_argument("--columns", action="store_true", help="list every column with its training statistics")
+
+
+def run(args: argparse.Namespace) -> Exit:
+    from mmfeat.layout import FeatureFile
+
+    with FeatureFile(args.file) as file:
+        print(f"{args.file}: {len(file)} clips, {'aligned to wordpieces' if file.aligned else 'unaligned'}\n")
+        _show_splits(file)
+        _show_modalities(file)
+        _show_statuses(file)
+        _show_making(file)
+        if args.columns:
+            _show_columns(file)
+    return Exit.OK
+
+
+def _show_splits(file: FeatureFile) -> None:
+    from mmfeat.layout import REGRESSION, UNIMODAL, polarity
+
+    rows = []
+    for split in file.splits:
+        labels = file.read(split, REGRESSION)
+        count = Counter(polarity(labels).tolist())
+        annotated = [
+            f"{modality} {sum(polarity(file.read(split, key)) >= 0)}"
+            for modality, key in UNIMODAL.items()
+            if (split, key) in file
+        ]
+        rows.append((split, len(labels), count[0], count[1], count[2], ", ".join(annotated)))
+    columns = ("split", "clips", "negative", "neutral", "positive", "unimodal labels")
+    table("Splits", columns, rows, numbers=columns[1:5])
+    print()
+
+
+def _show_modalities(file: FeatureFile) -> None:
+    rows = []
+    for split in file.splits:
+        for modality in ("text", "audio", "vision"):
+            shape = file.dataset(split, modality).shape
+            lengths = file.read(split, f"{modality}_lengths")
+            measured = ""
+            if (split, f"{modality}_mask") in file:
+                mask = file.read(split, f"{modality}_mask")
+                measured = f"{mask.sum() / max(1, lengths.sum()):.1%}"
+            spread = f"{lengths.min()} / {lengths.mean():.0f} / {lengths.max()}" if len(lengths) else ""
+            rows.append((split, modality, " x ".join(map(str, shape)), spread, measured))
+    columns = ("split", "modality", "clips x steps x columns", "shortest / mean / longest", "valid steps")
+    table("Features", columns, rows, numbers=columns[2:])
+    print()
+
+
+def _show_statuses(file: FeatureFile) -> None:
+    counts = Counter((clip.status, clip.reason) for clip in file.clips())
+    rows = [(count, status, reason) for (status, reason), count in sorted(counts.items(), key=lambda kv: -kv[1])]
+    table("Clips of label.csv", ("clips", "status", "reason"), rows, numbers=("clips",))
+    print()
+
+
+def _show_making(file: FeatureFile) -> None:
+    import json
+
+    recipe = file.recipe
+    rows = [
+        (part, (recipe[part] or {}).get("extractor") or (recipe[part] or {}).get("aligner"), fingerprint)
+        for part, fingerprint in file.fingerprints.items()
+    ]
+    table(f"Recipe {recipe['name']!r}, language {recipe['language']}", ("part", "made by", "fingerprint"), rows)
+    versions = json.loads(file.attrs["versions"])
+    print(f"\nMade {file.attrs['created']} with {', '.join(f'{name} {v}' for name, v in versions.items())}")
+
+
+def _show_columns(file: FeatureFile) -> None:
+    for modality in ("audio", "vision"):
+        mean, std = file.train_stats(modality)
+        names = file.feature_names(modality)
+        rows = [(name, f"{m:.4g}", f"{s:.4g}") for name, m, s in zip(names, mean, std, strict=True)]
+        print()
+        table(f"{modality}, over valid training steps", ("column", "mean", "std"), rows, numbers=("mean", "std"))
