@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from transformers import AutoModel, AutoTokenizer
 
 from mmfeat import models
 from mmfeat.extractors import MissingBackendError, TextConfig, register
@@ -27,18 +25,24 @@ class Transformers:
     """
 
     def __init__(self, config: TransformersConfig):
+        # Imported here, so that a client that only needs the config does not load a gigabyte of libraries.
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         self.config = config
         folder = models.resolve(config.model)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if not self._tokenizer.is_fast:
             raise MissingBackendError(f"{config.model}: its tokenizer gives no character offsets (no fast version)")
         self._model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        self._no_gradients = torch.inference_mode
         layers = self._model.config.num_hidden_layers
         if config.layer != "mean_last_4" and not -layers - 1 <= config.layer <= layers:
             raise ValueError(f"layer {config.layer}: {config.model} has layers 0 (input) to {layers}")
         self.names = tuple(f"hidden_{k}" for k in range(self._model.config.hidden_size))
 
-    @torch.inference_mode()
     def __call__(self, text: str) -> Wordpieces:
         """Wordpieces of `text`, at most `max_wordpieces` with the special ones, values of shape (L, D)."""
         tokens = self._tokenizer(
@@ -51,9 +55,10 @@ class Transformers:
         )
         spans = tokens.pop("offset_mapping")[0].numpy().astype(np.int32)
         accepted = {key: value for key, value in tokens.items() if key in self._tokenizer.model_input_names}
-        hidden = self._model(**accepted, output_hidden_states=True).hidden_states
+        with self._no_gradients():
+            hidden = self._model(**accepted, output_hidden_states=True).hidden_states
         layer = self.config.layer
-        values = torch.stack(hidden[-4:]).mean(0) if layer == "mean_last_4" else hidden[layer]
+        values = sum(hidden[-4:]) / 4 if layer == "mean_last_4" else hidden[layer]
         return Wordpieces(
             tokens["input_ids"][0].numpy().astype(np.int32),
             tokens["token_type_ids"][0].numpy().astype(np.int32),
