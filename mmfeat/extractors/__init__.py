@@ -1,4 +1,4 @@
-"""The registry of extractors: one file each, config above class, listed even where its packages are missing.
+"""The extractors: one file each, config above class, listed even where their packages are missing.
 
 An extractor is a class made from its config; making it loads its models, calling it computes:
 
@@ -11,21 +11,11 @@ It has `names`, one per column, known before the first call.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from pydantic import Field
 
-from pydantic import BaseModel, ConfigDict, Field
+from mmfeat.registry import Config, Entry, MissingBackendError, Registered, Registry
 
-Modality = Literal["vision", "audio", "text"]
-
-
-class Config(BaseModel):
-    """Base of every config: immutable, hashable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = ["ENTRIES", "Config", "Entry", "MissingBackendError", "Registered", "TextConfig", "find", "register"]
 
 
 class TextConfig(Config):
@@ -34,37 +24,9 @@ class TextConfig(Config):
     max_wordpieces: int = Field(50, ge=3, description="longer transcripts are cut to this length; [SEP] is kept")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What is known of an extractor without importing it."""
-
-    name: str
-    modality: Modality
-    module: str
-    summary: str
-    licence: str
-    packages: tuple[str, ...] = ()
-    """Import names that must be there."""
-    install: str = ""
-    """The one command that gets what is missing."""
-
-    def missing(self) -> list[str]:
-        return [package for package in self.packages if importlib.util.find_spec(package) is None]
-
-
-@dataclass(frozen=True)
-class Registered:
-    config: type[Config]
-    make: Callable[[Any], Any]
-    version: int
-    """Raised whenever the output for the same input may change; part of the fingerprint."""
-    models: Callable[[Any], tuple[str, ...]]
-    """The model files a config uses, by name, so that their hashes enter the fingerprint."""
-
-
-ENTRIES = {
-    entry.name: entry
-    for entry in (
+_registry = Registry(
+    "extractor",
+    (
         Entry(
             "facemesh",
             "vision",
@@ -92,42 +54,6 @@ ENTRIES = {
             ("transformers", "torch"),
             "pip install transformers torch",
         ),
-    )
-}
-
-_registered: dict[str, Registered] = {}
-
-
-def register(
-    name: str,
-    config: type[Config],
-    version: int,
-    models: Callable[[Any], tuple[str, ...]] = lambda config: (),
-) -> Callable[[type], type]:
-    """Class decorator: enter an extractor under its name. A second one of that name is an error."""
-
-    def enter(make: type) -> type:
-        if name in _registered:
-            raise ValueError(f"extractor {name!r} is registered twice")
-        _registered[name] = Registered(config, make, version, models)
-        return make
-
-    return enter
-
-
-class MissingBackendError(RuntimeError):
-    """A package or model that an extractor needs is not there; the message holds the command that gets it."""
-
-
-def find(name: str) -> Registered:
-    """The extractor `name`, its module imported.
-
-    Raises KeyError for an unknown name, MissingBackendError where its packages are not installed.
-    """
-    if name not in ENTRIES:
-        raise KeyError(f"no extractor {name!r}; there are: {', '.join(sorted(ENTRIES))}")
-    entry = ENTRIES[name]
-    if missing := entry.missing():
-        raise MissingBackendError(f"extractor {name!r} needs {', '.join(missing)}: {entry.install}")
-    importlib.import_module(entry.module)
-    return _registered[name]
+    ),
+)
+ENTRIES, register, find = _registry.entries, _registry.register, _registry.find

@@ -94,12 +94,13 @@ class Librosa:
         sound = waveform.at(config.sample_rate)
         if not len(sound.samples):
             return Track.empty(self.names)
-        steps = 1 + len(sound.samples) // config.hop_length
+        # Resampling rounds the length up; a step that would begin after the sound's true end is left out.
+        steps = 1 + int(waveform.seconds * config.sample_rate) // config.hop_length
         spectra = _Spectra(sound.samples, config)
         rows = np.concatenate([spectra.compute(feature)[:, :steps] for feature in config.features])
         middle = np.arange(steps) * config.hop_length
         edges = np.stack([middle - config.hop_length / 2, middle + config.hop_length / 2], axis=1)
-        times = np.clip(edges, 0, len(sound.samples)) / config.sample_rate
+        times = np.clip(edges / config.sample_rate, 0, waveform.seconds)
         return Track(times, np.ascontiguousarray(rows.T, np.float32), np.ones(steps, bool), self.names)
 
 
