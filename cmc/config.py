@@ -1,0 +1,122 @@
+"""Everything that decides a run, as one immutable object; the flags of `cmc train` are read off it.
+
+Two presets (`mode`): `reference` does what the published code does, so that the parity test can hold us to it;
+`calibrated` is the same method with that code's defects put right. A field that is not given takes its preset's value,
+and the complete config is stored with the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MODALITIES = ("text", "audio", "vision")
+"""The order of experts, of the rows of X and of everything stored per modality."""
+LETTERS = {"text": "T", "audio": "A", "vision": "V"}
+
+Mode = Literal["calibrated", "reference"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Published settings for CH-SIMS, and the published schedules.
+    "reference": {
+        "layers": 5,
+        "heads": 4,
+        "out_dropout": 0.4,
+        "batch_size": 64,
+        "label_momentum": (0.8, 0.99, 0.99),
+        "label_gamma": 0.5,
+        "label_warmup": 0,
+        "weight_decay": 0.0,
+    },
+    # A small self-collected corpus on a laptop. pseudo_labels.py and ema.py argue for the schedules.
+    "calibrated": {
+        "layers": 2,
+        "heads": 4,
+        "out_dropout": 0.3,
+        "batch_size": 32,
+        "label_momentum": (0.8, 0.8, 0.8),
+        "label_gamma": 0.0,
+        "label_warmup": 2,
+        "weight_decay": 1e-2,
+    },
+}
+
+
+class Config(BaseModel):
+    """Settings of one training run. Raises pydantic.ValidationError for unknown names and impossible values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = Field("calibrated", description="the method put right, or the published code's behaviour to the letter")
+    seed: int = Field(1111, ge=0, description="of weights, batch order and dropout")
+    labels: Literal["pseudo", "multimodal", "annotated"] = Field(
+        "pseudo",
+        description="unimodal targets: made by PLGM, copies of the clip's label, or the annotated ones (CMC-GT)",
+    )
+    polarity: Literal["positive", "negative"] = Field(
+        "positive",
+        description="the binary question: positive or not (CH-SIMS, v2), or negative or not (MOSI, MOSEI)",
+    )
+    text: Literal["finetune", "freeze"] = Field(
+        "finetune", description="whether stage 2 trains the text encoder; with annotated labels stage 1 does too"
+    )
+
+    layers: int = Field(2, ge=1, description="Transformer encoder layers per modality")
+    heads: int = Field(4, ge=1, description="attention heads")
+    width: int = Field(32, ge=1, description="size of every modality's representation")
+    dropout: float = Field(0.1, ge=0, lt=1, description="within encoder layers")
+    out_dropout: float = Field(0.3, ge=0, lt=1, description="within classification heads")
+    top_k: int = Field(3, ge=1, le=3, description="experts that the router keeps per clip")
+    temperature: float = Field(0.07, gt=0, description="τ of the contrastive term and of fusion")
+    fusion: bool = Field(True, description="PFM: mix the modalities by their similarity before the experts")
+    router: bool = Field(True, description="MCR: weight experts per clip; without it they count alike")
+    contrastive: bool = Field(True, description="the supervised contrastive term in both stages' losses")
+    use: tuple[Literal["text", "audio", "vision"], ...] = Field(MODALITIES, description="modalities to train on")
+
+    batch_size: int = Field(32, ge=2, description="clips per step")
+    pretrain_epochs: int = Field(100, ge=1, description="at most, stage 1")
+    epochs: int = Field(100, ge=1, description="at most, stage 2")
+    patience: int = Field(10, ge=1, description="epochs without a better validation loss before a stage ends")
+    lr: float = Field(1e-3, gt=0, description="learning rate of everything but the text encoder")
+    lr_text: float = Field(5e-5, gt=0, description="learning rate of the text encoder")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of everything but the text encoder")
+    weight_decay_text: float = Field(1e-3, ge=0, description="L2 term of the text encoder's weights")
+
+    label_momentum: tuple[float, float, float] = Field(
+        (0.8, 0.8, 0.8), description="m0 of the soft label states of text, audio and vision"
+    )
+    label_gamma: float = Field(0.0, ge=0, description="γ of their schedule m(e) = 1 − (1 − m0)/e^γ")
+    label_warmup: int = Field(2, ge=0, description="epochs before the first update of the label states")
+    ema_momentum: tuple[float, float, float] = Field(
+        (0.8, 0.9, 0.6), description="reference mode: m0 of the weight averages of text, audio and vision"
+    )
+    ema_gamma: tuple[float, float, float] = Field((2.5, 5.0, 2.0), description="reference mode: γ of their schedules")
+    ema_epochs: float = Field(
+        1.0, gt=0, description="calibrated mode: epochs of training that the weight average spans"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = PRESETS.get(given.get("mode", "calibrated"), {})
+        return preset | given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if not self.use or len(set(self.use)) != len(self.use):
+            raise ValueError(f"use must name different modalities out of {', '.join(MODALITIES)}")
+        return self
+
+    @property
+    def calibrated(self) -> bool:
+        return self.mode == "calibrated"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities in use, in their fixed order."""
+        return tuple(modality for modality in MODALITIES if modality in self.use)

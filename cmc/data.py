@@ -1,0 +1,210 @@
+"""Feature file → tensors: labels as classes, one mask per modality, batches trimmed to their longest clip.
+
+Stated policy for values that are not finite: such a step was not measured and is masked out. Reference mode does as
+the published code does instead: the value becomes 0, and nothing is masked anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmc.config import LETTERS, MODALITIES
+from mmfeat.layout import REGRESSION, TIMED, UNIMODAL, FeatureFile, polarity
+
+POLARITIES = ("negative", "neutral", "positive")
+_SPECIAL_PIECES = 2  # [CLS] and [SEP]: a transcript of these alone says nothing
+
+
+class DataError(ValueError):
+    """The feature file holds nothing that can be trained on or evaluated."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be predicted."""
+
+    class_names: tuple[str, ...]
+    is_polarity: bool
+    """Three classes that are signs of a regression label; otherwise named classes."""
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B clips. A mask of None stands for all true."""
+
+    index: Tensor
+    """Shape (B,): rows in the split."""
+    inputs: dict[str, Tensor]
+    """Modality → (B, L, D) float32. Text is there where the encoder's output is cached."""
+    masks: dict[str, Tensor | None]
+    """Modality → (B, L) bool."""
+    tokens: Tensor
+    """Shape (B, 3, L): token ids, attention mask, segment ids."""
+
+    def present(self, modality: str) -> Tensor:
+        """Shape (B,) bool: whether the clip has anything of this modality."""
+        mask = self.masks[modality]
+        return torch.ones(len(self.index), dtype=torch.bool) if mask is None else mask.any(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A split in memory. `labels` is None where they were not to be read."""
+
+    ids: tuple[str, ...]
+    inputs: dict[str, Tensor]
+    masks: dict[str, Tensor | None]
+    tokens: Tensor
+    labels: dict[str, Tensor] | None
+    """`M`, `T`, `A`, `V` → (N,) int64 classes; −1 where not annotated."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def label(self, key: str) -> Tensor:
+        if self.labels is None:
+            raise DataError("the labels of this split were not read")
+        return self.labels[key]
+
+    def present(self, modality: str) -> Tensor:
+        mask = self.masks[modality]
+        return torch.ones(len(self), dtype=torch.bool) if mask is None else mask.any(1)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The clips of rows `index`, each modality trimmed to its last step that any of them has."""
+        inputs, masks, longest = {}, {}, {}
+        for modality in MODALITIES:
+            mask = self.masks[modality]
+            if mask is not None:
+                rows = mask[index]
+                steps = rows.any(0).nonzero()
+                longest[modality] = int(steps[-1]) + 1 if len(steps) else 1
+                masks[modality] = rows[:, : longest[modality]]
+            else:
+                masks[modality] = None
+            if modality in self.inputs:
+                inputs[modality] = self.inputs[modality][index, : longest.get(modality)]
+        return Batch(index, inputs, masks, self.tokens[index, :, : longest.get("text")])
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """All clips once; shuffled where a generator is given, else in order."""
+        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        for index in order.split(size):
+            yield self.batch(index)
+
+    def select(self, rows: Tensor) -> Split:
+        """The clips of `rows` (N,) bool."""
+        return Split(
+            tuple(id for id, keep in zip(self.ids, rows.tolist(), strict=True) if keep),
+            {modality: values[rows] for modality, values in self.inputs.items()},
+            {modality: None if mask is None else mask[rows] for modality, mask in self.masks.items()},
+            self.tokens[rows],
+            None if self.labels is None else {key: values[rows] for key, values in self.labels.items()},
+        )
+
+    def without(self, modality: str) -> Split:
+        """The same clips as if they did not have `modality`."""
+        mask = torch.zeros(len(self), self.tokens.shape[2], dtype=torch.bool)
+        if modality != "text":
+            mask = torch.zeros(self.inputs[modality].shape[:2], dtype=torch.bool)
+        return replace(self, masks={**self.masks, modality: mask})
+
+
+def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True) -> Split:
+    """One split of a feature file.
+
+    Args:
+        file: open feature file.
+        split: `train`, `valid` or `test`.
+        task: what the labels mean; None reads no label at all, and keeps every clip.
+        masked: use masks; False is reference mode.
+
+    With labels, clips whose own label is missing are left out. Raises DataError where no clip is left.
+    """
+    tensors = {modality: torch.from_numpy(file.read(split, modality)) for modality in MODALITIES}
+    tokens = torch.from_numpy(file.read(split, "text_bert").astype(np.int64))
+    masks: dict[str, Tensor | None] = dict.fromkeys(MODALITIES)
+    if masked:
+        masks = {modality: torch.from_numpy(file.read(split, f"{modality}_mask")) for modality in TIMED}
+        masks["text"] = text_mask(tokens)
+    loaded = Split(tuple(file.read(split, "id")), tensors, masks, tokens, task and _labels(file, split, task))
+    loaded = finite(loaded)
+    if task is not None:
+        loaded = loaded.select(loaded.label("M") >= 0)
+    if not len(loaded):
+        raise DataError(f"{file.path}: no {'labelled ' if task else ''}clip in split {split!r}")
+    return loaded
+
+
+def text_mask(tokens: Tensor) -> Tensor:
+    """Shape (N, L) from tokens (N, 3, L): the encoder's attention mask, all false for an empty transcript."""
+    mask = tokens[:, 1] > 0
+    return mask & (mask.sum(1, keepdim=True) > _SPECIAL_PIECES)
+
+
+def finite(split: Split) -> Split:
+    """The module's policy for values that are not finite."""
+    inputs, masks = {}, dict(split.masks)
+    for modality, values in split.inputs.items():
+        good = torch.isfinite(values)
+        mask = masks[modality]
+        if mask is not None:
+            mask = mask & good.all(2)
+            masks[modality] = mask
+            # What is masked must not even meet the arithmetic: 0 · inf is NaN.
+            good = good & mask[:, :, None]
+        inputs[modality] = values.where(good, 0.0)
+    return replace(split, inputs=inputs, masks=masks)
+
+
+def task_of(file: FeatureFile) -> Task:
+    """Polarity where the training split has regression labels, else the file's named classes.
+
+    Raises DataError where there are neither.
+    """
+    names = tuple(json.loads(file.attrs.get("class_names", "[]")))
+    if np.isfinite(file.read("train", REGRESSION)).any():
+        return Task(names if len(names) == len(POLARITIES) else POLARITIES, True)
+    if len(names) > 1 and (file.read("train", "classification_labels") >= 0).any():
+        return Task(names, False)
+    raise DataError(f"{file.path}: the training split has neither regression labels nor named classes")
+
+
+def _labels(file: FeatureFile, split: str, task: Task) -> dict[str, Tensor]:
+    clips = len(file.dataset(split, "id"))
+    if not task.is_polarity:
+        unknown = torch.full((clips,), -1)
+        return {"M": torch.from_numpy(file.read(split, "classification_labels"))} | dict.fromkeys("TAV", unknown)
+    keys = {"M": REGRESSION} | {LETTERS[modality]: key for modality, key in UNIMODAL.items()}
+    return {
+        letter: torch.from_numpy(polarity(file.read(split, key)))
+        if (split, key) in file
+        else torch.full((clips,), -1)
+        for letter, key in keys.items()
+    }
+
+
+def dims(file: FeatureFile) -> dict[str, int]:
+    """Modality → number of columns."""
+    split = file.splits[0]
+    return {modality: file.dataset(split, modality).shape[2] for modality in MODALITIES}
+
+
+def open_features(path: Path) -> FeatureFile:
+    """The feature file, with the splits that training needs. Raises DataError, LayoutError, FileNotFoundError."""
+    file = FeatureFile(path)
+    if missing := {"train", "valid"} - set(file.splits):
+        file.close()
+        raise DataError(f"{path} has no split {' and no split '.join(sorted(missing))}")
+    return file

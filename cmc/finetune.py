@@ -1,0 +1,123 @@
+"""Stage 2: the multimodal model, started from stage 1, trained on the clips' labels and stage 1's pseudo labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cmc.config import LETTERS, Config
+from cmc.data import Batch, Split, Task
+from cmc.fusion import Fused, Multimodal
+from cmc.losses import cross_entropy
+from cmc.training import Best, Report, contrast, only_present, optimizer, silent, snapshot
+
+
+@dataclass
+class Finetuned:
+    """The model of the best validation loss."""
+
+    weights: dict[str, Tensor]
+    best_epoch: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def transfer(model: Multimodal, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Unimodal weights to the branches and experts of the multimodal model; its router stays as it is."""
+    for modality, state in weights.items():
+        for part, module in (("branch", model.branches[modality]), ("head", model.heads[modality])):
+            own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(part)}
+            missing, unexpected = module.load_state_dict(own, strict=False)
+            wrong = [name for name in missing if not name.startswith("text_model.")] + unexpected
+            if wrong:
+                raise ValueError(f"{modality}: weights do not fit: {', '.join(wrong)}")
+
+
+class Finetuning:
+    """The moving parts of stage 2. `finetune` runs it; tests step it."""
+
+    def __init__(
+        self,
+        model: Multimodal,
+        train: Split,
+        valid: Split,
+        labels: Mapping[str, Mapping[str, Tensor]],
+        config: Config,
+        task: Task,
+    ):
+        """`labels`: split → modality → frozen hard labels (N,), −1 for none."""
+        self.model, self.config, self.task = model, config, task
+        self.splits = {"train": train, "valid": valid}
+        self.labels = labels
+        self.optimizer = optimizer([model], config)
+
+    def train_epoch(self, batches: Iterable[Batch]) -> float:
+        """One pass; the mean loss per clip."""
+        self.model.train()
+        total = 0.0
+        for batch in batches:
+            loss = self.loss("train", batch)[0]
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total += float(loss.detach()) * len(batch.index)
+        return total / len(self.splits["train"])
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        self.model.eval()
+        batches = self.splits["valid"].batches(self.config.batch_size)
+        return sum(float(self.loss("valid", b)[0]) * len(b.index) for b in batches) / len(self.splits["valid"])
+
+    def loss(self, split: str, batch: Batch) -> tuple[Tensor, Fused]:
+        """CE(pred, M) + Σ_m CE(o_m, c_m) + L_c(h before fusion, c)."""
+        output = self.model(batch)
+        labels = {
+            m: only_present(self.labels[split][m][batch.index], batch, m) for m in self.model.modalities
+        }
+        loss = cross_entropy(output.logits, self.splits[split].label("M")[batch.index])
+        for m, logits in output.experts.items():
+            loss = loss + cross_entropy(logits, labels[m])
+        if self.config.contrastive:
+            loss = loss + contrast(output.h, labels, batch, self.config, self.task)
+        return loss, output
+
+
+def frozen_labels(
+    states: Mapping[str, Mapping[str, Tensor]], splits: Mapping[str, Split], config: Config
+) -> dict[str, dict[str, Tensor]]:
+    """Hard labels for stage 2: of the stored states, or annotated ones."""
+    if config.labels == "annotated":
+        return {name: {m: split.label(LETTERS[m]) for m in config.modalities} for name, split in splits.items()}
+    return {name: {m: state.argmax(1) for m, state in of_split.items()} for name, of_split in states.items()}
+
+
+def finetune(
+    model: Multimodal,
+    train: Split,
+    valid: Split,
+    labels: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    task: Task,
+    report: Report = silent,
+) -> Finetuned:
+    """Run stage 2 until validation loss has not improved for `patience` epochs; Ctrl-C ends it with the best so far."""
+    stage = Finetuning(model, train, valid, labels, config, task)
+    order = torch.Generator().manual_seed(config.seed + 1)
+    best, kept = Best(), Finetuned(snapshot(model), 0)
+    try:
+        for epoch in range(1, config.epochs + 1):
+            trained = stage.train_epoch(train.batches(config.batch_size, order))
+            valid_loss = stage.validate()
+            kept.history.append({"epoch": epoch, "train": trained, "valid": valid_loss})
+            if best.improves(valid_loss, epoch):
+                kept.weights, kept.best_epoch = snapshot(model), epoch
+            report("finetune", epoch, config.epochs, {"train": trained, "valid": valid_loss})
+            if epoch - best.epoch >= config.patience:
+                break
+    except KeyboardInterrupt:
+        kept.interrupted = True
+    return kept

@@ -1,0 +1,64 @@
+"""Supervised contrastive loss over the modalities' representations, and cross-entropy over clips that have a label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def supcon(features: Tensor, groups: Tensor, temperature: float = 0.07) -> Tensor:
+    """Mean over anchors of −log of the share of similarity that falls on the anchor's own group.
+
+    Args:
+        features: (R, D), L2-normalised rows.
+        groups: (R,) int; rows of equal group are positives of each other.
+        temperature: τ.
+
+    Returns: scalar; 0 when no row has a positive. The log of each sum is taken by logsumexp over a mask, so that
+    similar rows at a small τ neither overflow nor cancel. CMC, section on unimodal pretraining; the sum over positives
+    stands inside the logarithm (`L_in` of Khosla et al. 2020, arXiv 2004.11362, up to a constant per anchor).
+    """
+    similarity = features @ features.T / temperature
+    others = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
+    positives = (groups[:, None] == groups[None, :]) & others
+    anchors = positives.any(1)
+    if not anchors.any():
+        return features.sum() * 0.0
+    similarity, others, positives = similarity[anchors], others[anchors], positives[anchors]
+    same = similarity.masked_fill(~positives, -torch.inf).logsumexp(1)
+    all_others = similarity.masked_fill(~others, -torch.inf).logsumexp(1)
+    return (all_others - same).mean()
+
+
+def supcon_published(features: Tensor, groups: Tensor, temperature: float = 0.07) -> Tensor:
+    """The same loss with the published rounding, for reference mode only.
+
+    There the denominator is the sum over all rows minus the row itself, whose e^(1/τ) ≈ 1.6·10⁶ swallows the last
+    digits of the others: about 3·10⁻⁵ off in float32, and its gradients accordingly.
+    """
+    powers = (features @ features.T / temperature).exp()
+    positives = groups[:, None] == groups[None, :]
+    positives = positives & ~torch.eye(len(features), dtype=torch.bool, device=features.device)
+    anchors = positives.any(1)
+    if not anchors.any():
+        return features.sum() * 0.0
+    share = (powers * positives).sum(1) / (powers.sum(1) - powers.diagonal())
+    return -share[anchors].log().mean()
+
+
+def contrast_groups(classes: Tensor, question: str | None) -> Tensor:
+    """What SupCon compares: the binary question's answer for polarity classes, the class itself for named ones.
+
+    `question`: `positive` gives [c > 1], `negative` gives [c ≥ 1], None the classes.
+    """
+    if question is None:
+        return classes
+    return (classes > 1 if question == "positive" else classes >= 1).long()
+
+
+def cross_entropy(logits: Tensor, classes: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over the rows of logits (B, K) whose class (B,) is not −1; 0 when there is none."""
+    if not (classes >= 0).any():
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits, classes, weight=weight, ignore_index=-1)

@@ -1,0 +1,67 @@
+"""The text encoder: by name or folder from transformers, rebuilt from a run, or its frozen output cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cmc.data import DataError, Split
+from cmc.unimodal import TextModel
+
+
+def encoder_name(recipe: Mapping[str, Any]) -> str:
+    """The transformers model that made the file's text. Raises DataError where the recipe names none."""
+    section = recipe.get("text") or {}
+    name = section.get("model")
+    if section.get("extractor") != "transformers" or not name:
+        raise DataError(
+            "the feature file's recipe names no transformers text encoder, so there is none to finetune: "
+            "train with --text freeze"
+        )
+    return str(name)
+
+
+def is_cached(recipe: Mapping[str, Any]) -> bool:
+    """Whether the file's `text` is the encoder's last layer, or no encoder is known whose output could replace it."""
+    section = recipe.get("text") or {}
+    return section.get("extractor") != "transformers" or section.get("layer", -1) == -1
+
+
+def load_encoder(name: str, frozen: bool = False) -> TextModel:
+    """A text encoder with its pretrained weights. Raises mmfeat.models.MissingModelError, which says how to get it."""
+    from transformers import AutoModel
+
+    from mmfeat.models import resolve
+
+    model = AutoModel.from_pretrained(resolve(name), local_files_only=True, dtype=torch.float32)
+    return TextModel(model, frozen)
+
+
+def rebuild_encoder(config: Mapping[str, Any]) -> TextModel:
+    """A text encoder without its weights, from the transformers configuration that a run stores."""
+    from transformers import AutoConfig, AutoModel
+
+    settings = dict(config)
+    return TextModel(AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)))
+
+
+@torch.inference_mode()
+def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
+    """The split with the encoder's output, in evaluation mode, as its text array (N, L, D).
+
+    Clips go through sorted by length, so that little padding is computed.
+    """
+    encoder.eval()
+    lengths = split.tokens[:, 1].sum(1)
+    hidden: torch.Tensor | None = None
+    for rows in lengths.argsort(stable=True).split(batch_size):
+        longest = int(lengths[rows].max())
+        output = encoder(split.tokens[rows, :, :longest])
+        if hidden is None:
+            hidden = torch.zeros(len(split), split.tokens.shape[2], output.shape[2])
+        hidden[rows, :longest] = output
+    assert hidden is not None, "a split has at least one clip"
+    return replace(split, inputs={**split.inputs, "text": hidden.clone()})

@@ -1,0 +1,105 @@
+"""What both stages share: the optimiser's groups, seeds, patience, and how progress is reported."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmc.config import Config
+from cmc.data import Batch, Task
+from cmc.losses import contrast_groups, supcon, supcon_published
+
+
+class Report(Protocol):
+    """Called after every epoch with the stage's name, epoch, most epochs there can be, and figures to show."""
+
+    def __call__(self, stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None: ...
+
+
+def silent(stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
+    """Reports nothing."""
+
+
+def seed_everything(seed: int) -> None:
+    """Same seed, same machine, same number of threads: same weights, bit for bit."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+
+
+def optimizer(models: Iterable[nn.Module], config: Config) -> torch.optim.Adam:
+    """Adam: text encoder weights with the published L2 term, its biases and LayerNorms without, the rest at `lr`."""
+    encoder, encoder_plain, rest, rest_plain = [], [], [], []
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            plain = parameter.dim() < 2
+            if "text_model." in name:
+                (encoder_plain if plain else encoder).append(parameter)
+            else:
+                (rest_plain if plain else rest).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": encoder, "lr": config.lr_text, "weight_decay": config.weight_decay_text},
+        {"params": encoder_plain, "lr": config.lr_text},
+        {
+            "params": rest,
+            "lr": config.lr,
+            "weight_decay": config.weight_decay,
+            "decoupled_weight_decay": config.weight_decay > 0,
+        },
+        {"params": rest_plain, "lr": config.lr},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], weight_decay=0.0)
+
+
+def contrast(
+    h: Mapping[str, Tensor], labels: Mapping[str, Tensor], batch: Batch, config: Config, task: Task
+) -> Tensor:
+    """SupCon over all modalities' rows, without those that are absent or have no label."""
+    features = torch.cat(list(h.values()))
+    classes = torch.cat([labels[modality] for modality in h])
+    known = torch.cat([batch.present(modality) for modality in h]) & (classes >= 0)
+    if not known.all():
+        features, classes = features[known], classes[known]
+    question = config.polarity if task.is_polarity else None
+    loss = supcon if config.calibrated else supcon_published
+    return loss(features, contrast_groups(classes, question), config.temperature)
+
+
+def only_present(labels: Tensor, batch: Batch, modality: str) -> Tensor:
+    """Labels (B,) with −1, which no loss counts, where the clip lacks the modality."""
+    return labels.masked_fill(~batch.present(modality), -1)
+
+
+class Best:
+    """The lowest value so far and when it was seen; a NaN is never better."""
+
+    def __init__(self) -> None:
+        self.value = math.inf
+        self.epoch = 0
+
+    def improves(self, value: float, epoch: int) -> bool:
+        if not value < self.value:
+            return False
+        self.value, self.epoch = value, epoch
+        return True
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights that `model` owns; a frozen text encoder's are not among them."""
+    frozen = tuple(
+        f"{name}." for name, module in model.named_modules() if name.endswith("text_model") and module.frozen
+    )
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in model.state_dict().items()
+        if not (frozen and name.startswith(frozen))
+    }
