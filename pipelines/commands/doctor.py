@@ -6,6 +6,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.exits import Exit
 from pipelines.show import table
@@ -69,11 +70,15 @@ def _versions() -> Iterator[tuple[str, str]]:
 def _backends() -> Iterator[tuple[str, str, str, str]]:
     from mmfeat import extractors, words
 
-    entries = [*extractors.ENTRIES.values(), *words.ENTRIES.values()]
-    for entry in entries:
-        missing = entry.missing()
-        state = f"missing {', '.join(missing)}: {entry.install}" if missing else "ready"
-        yield entry.name, getattr(entry, "modality", "words"), state, entry.summary
+    for extractor in extractors.ENTRIES.values():
+        yield extractor.name, extractor.modality, _state(extractor), extractor.summary
+    for aligner in words.ENTRIES.values():
+        yield aligner.name, "words", _state(aligner), aligner.summary
+
+
+def _state(entry: Any) -> str:
+    missing = entry.missing()
+    return f"missing {', '.join(missing)}: {entry.install}" if missing else "ready"
 
 
 def _models() -> Iterator[tuple[str, str]]:

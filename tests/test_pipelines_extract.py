@@ -1,0 +1,210 @@
+"""Extraction through Dask: what a bad clip costs, what is done again, and that workers leave no trace in the result."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import h5py
+import numpy as np
+import pytest
+
+from mmfeat import corpus as corpora
+from mmfeat.clip import ClipReport
+from mmfeat.corpus import Corpus
+from mmfeat.pack import pack
+from mmfeat.recipe import load_recipe
+from mmfeat.shards import Shard, Store
+from pipelines import extract as extraction
+from pipelines.extract import ExtractionError, Job, extract_corpus
+
+FINGERPRINTS = {"vision": "0123456789abcdef", "audio": "fedcba9876543210"}
+
+
+@dataclass(frozen=True)
+class FakeRecipe:
+    """What `extract_corpus` asks of a recipe."""
+
+    def fingerprints(self) -> dict[str, str]:
+        return FINGERPRINTS
+
+
+def fake_task(job: Job) -> ClipReport:
+    """Does what the transcript says; leaves a line in `done.log` beside the store for every time it ran."""
+    with (job.store.workdir.parent / "done.log").open("a") as log:
+        log.write(f"{job.clip.clip_id}\n")
+    match job.clip.text:
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "raise":
+            raise ValueError("a thing that nobody thought of")
+        case "disk full":
+            raise OSError(errno.ENOSPC, "No space left on device", "shard.npz")
+        case "slow":
+            time.sleep(0.4)
+    for part in job.parts:
+        job.store.write(job.clip, part, FINGERPRINTS[part], Shard("ok", seconds=2.0))
+    return ClipReport(job.clip.id, "ok", "", 2.0, job.parts, {"decode": 0.5, "vision": 1.5})
+
+
+def make_corpus(folder: Path, *texts: str) -> Corpus:
+    """One clip per transcript; the media files are empty."""
+    (folder / "Raw" / "v").mkdir(parents=True)
+    rows = ["video_id,clip_id,text,label,mode"]
+    for number, text in enumerate(texts):
+        (folder / "Raw" / "v" / f"{number:04}.mp4").touch()
+        rows.append(f"v,{number:04},{text},0,train")
+    (folder / "label.csv").write_text("\n".join(rows))
+    return corpora.load(folder)
+
+
+def run(corpus: Corpus, workdir: Path, **options):
+    return extract_corpus(corpus, FakeRecipe(), workdir, task=fake_task, **options)
+
+
+def reasons(corpus: Corpus, workdir: Path) -> dict[str, str]:
+    """Why clips failed, by their transcripts."""
+    store = Store(workdir)
+    shards = {clip.text: store.read(clip, "vision", FINGERPRINTS["vision"]) for clip in corpus.usable}
+    return {text: shard.reason for text, shard in shards.items() if shard.status == "failed"}
+
+
+def test_a_clip_that_crashes_or_raises_costs_only_itself(tmp_path, monkeypatch):
+    texts = ["a", "b", "crash", "c", "raise", "d", "e", "f"]
+    corpus, workdir = make_corpus(tmp_path / "corpus", *texts), tmp_path / "work"
+    seen: list[tuple[int, int, str]] = []
+    result = run(corpus, workdir, workers=2, report=lambda done, total, note="": seen.append((done, total, note)))
+
+    assert (result.todo, result.done, result.failed, result.reused) == (8, 8, 2, 0)
+    assert reasons(corpus, workdir) == {
+        "crash": "crashed the worker process 3 times",
+        "raise": "ValueError: a thing that nobody thought of",
+    }
+    assert result.stages == Counter(decode=3.0, vision=9.0) and result.footage == 12.0
+    assert seen[0] == (0, 8, "") and seen[-1][:2] == (8, 8) and "2 failed" in seen[-1][2]
+
+    # Now nothing is left, not even what failed: no cluster is started.
+    monkeypatch.setattr(extraction, "connect", lambda *args: pytest.fail("a cluster was started"))
+    again = run(corpus, workdir, workers=2)
+    assert (again.todo, again.reused) == (0, 8)
+
+
+def test_failed_clips_are_retried_only_on_request(tmp_path):
+    corpus, workdir = make_corpus(tmp_path / "corpus", "a", "raise"), tmp_path / "work"
+    run(corpus, workdir, workers=1)
+    result = run(corpus, workdir, workers=1, retry_failed=True)
+    assert (result.todo, result.failed, result.reused) == (1, 1, 1)
+    assert (tmp_path / "done.log").read_text().split() == ["0000", "0001", "0001"]
+
+
+def test_a_full_disk_stops_the_run(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", "a", "disk full", "b")
+    with pytest.raises(ExtractionError, match=r"0001: .*No space left on device"):
+        run(corpus, tmp_path / "work", workers=1)
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from mmfeat import corpus
+from pipelines.schedule import stop_on_interrupt
+from test_pipelines_extract import run
+
+if __name__ == "__main__":
+    with stop_on_interrupt(lambda: print("finishing", flush=True)) as stop:
+        result = run(corpus.load(sys.argv[1]), Path(sys.argv[2]), workers=2, stop=stop)
+    print(f"interrupted={result.interrupted} done={result.done}")
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_a_state_that_the_next_run_continues(tmp_path, times):
+    corpus, workdir = make_corpus(tmp_path / "corpus", *["slow"] * 12), tmp_path / "work"
+    log = tmp_path / "done.log"
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    process = subprocess.Popen(
+        [sys.executable, script, corpus.root, workdir],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a terminal sends Ctrl-C to the whole process group, workers included
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(log.read_text().split()) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    output, _ = process.communicate(timeout=60)
+
+    before = log.read_text().split()
+    if times == 1:
+        assert process.returncode == 0 and "interrupted=True" in output, output
+    else:
+        assert process.returncode != 0 and "KeyboardInterrupt" in output, output
+    assert "finishing" in output
+    result = run(corpus, workdir, workers=2)
+    assert 0 < result.todo < 12 and result.failed == 0 and not result.interrupted
+    if times == 1:
+        # What ran was finished, so every clip was worked on exactly once in the two runs together.
+        assert len(before) == 12 - result.todo
+        assert sorted(log.read_text().split()) == [f"{number:04}" for number in range(12)]
+
+
+def write_clip(path: Path, seed: int) -> None:
+    """Half a second of coloured noise with a tone; there is no face in it."""
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as file:
+        video = file.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = file.add_stream("aac", rate=16000)
+        for _ in range(5):
+            picture = rng.integers(0, 255, (48, 64, 3), np.uint8)
+            file.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        file.mux(video.encode())
+        tone = np.sin(np.arange(8192) * (0.05 + 0.01 * seed)).astype(np.float32)[None]
+        sound = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
+        sound.sample_rate, sound.time_base, sound.pts = 16000, Fraction(1, 16000), 0
+        file.mux(audio.encode(sound))
+        file.mux(audio.encode())
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
+    return found
+
+
+def test_one_and_two_workers_give_the_same_bits(tmp_path):
+    root = tmp_path / "corpus"
+    rows = ["video_id,clip_id,text,label,mode"]
+    for number in range(5):
+        write_clip(root / "Raw" / "v" / f"{number}.mp4", seed=number)
+        rows.append(f"v,{number},sentence number {number},{number - 2},{'train' if number < 3 else 'test'}")
+    (root / "label.csv").write_text("\n".join(rows))
+    corpus, recipe = corpora.load(root), load_recipe("default")
+
+    packed = []
+    for workers in (1, 2):
+        workdir = tmp_path / f"work{workers}"
+        result = extract_corpus(corpus, recipe, workdir, workers=workers)
+        assert result.failed == 0 and result.done == 5
+        packed.append(contents(pack(corpus, recipe, Store(workdir), tmp_path / f"{workers}.h5").path))
+    one, two = packed
+    assert one.keys() == two.keys() and "train/vision" in one
+    assert one["train/audio"].any() and one["train/text"].any()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
