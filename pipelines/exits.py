@@ -23,6 +23,7 @@ HELP = "exit status: 0 all fine, 2 bad usage or configuration, 3 some clips fail
 _EXPECTED = {
     "mmfeat.corpus.CorpusError": Exit.USAGE,
     "mmfeat.extractors.MissingBackendError": Exit.USAGE,
+    "mmfeat.demo.corpus.DemoError": Exit.USAGE,
     "mmfeat.layout.LayoutError": Exit.USAGE,
     "mmfeat.media.MediaError": Exit.NOTHING_USABLE,
     "mmfeat.models.ModelError": Exit.USAGE,
