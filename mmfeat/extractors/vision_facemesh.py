@@ -1,0 +1,196 @@
+"""`facemesh`: head pose, gaze, landmarks and expression measures from MediaPipe's face nets, offline, without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from mmfeat.extractors import Config, register
+from mmfeat.extractors import face_geometry as geometry
+from mmfeat.extractors.face_follow import FaceFollower, Seen
+from mmfeat.extractors.face_geometry import Faces
+from mmfeat.extractors.face_measures import MEASURES, measures
+from mmfeat.extractors.face_nets import NETS, FaceNets
+from mmfeat.extractors.face_points import IBUG_68
+from mmfeat.track import Frame, Track
+
+Floats = NDArray[np.floating]
+Group = Literal["pose", "gaze", "landmarks_2d", "landmarks_3d", "landmarks_px", "measures"]
+_BLOCK = 128
+"""Frames whose columns are computed at once: numpy's overhead is shared, and a long clip's meshes are not kept."""
+
+
+def _numbered(*stems: str) -> tuple[str, ...]:
+    return tuple(f"{stem}_{point}" for stem in stems for point in range(len(IBUG_68)))
+
+
+COLUMNS: dict[Group, tuple[str, ...]] = {
+    "pose": ("pose_Tx", "pose_Ty", "pose_Tz", "pose_Rx", "pose_Ry", "pose_Rz"),
+    "gaze": (
+        *("gaze_0_x", "gaze_0_y", "gaze_0_z", "gaze_1_x", "gaze_1_y", "gaze_1_z"),
+        *("gaze_angle_x", "gaze_angle_y"),
+    ),
+    "landmarks_2d": _numbered("nx", "ny"),
+    "landmarks_3d": _numbered("nX", "nY", "nZ"),
+    "landmarks_px": _numbered("x", "y"),
+    "measures": MEASURES,
+}
+"""Group → names of its columns. Names that OpenFace has too mean the same here, in the same units and axes."""
+
+
+class FacemeshConfig(Config):
+    columns: tuple[Group, ...] = Field(
+        ("pose", "gaze", "landmarks_2d", "landmarks_3d", "measures"),
+        min_length=1,
+        description="groups of columns, in their order: pose and gaze as OpenFace's; 68 landmarks in the image with roll "
+        "and size removed, in space with pose and size removed, or in pixels; expression measures",
+    )
+    person: Literal["largest", "longest"] = Field(
+        "largest",
+        description="whose face, where there are several: the one that fills most of the picture over the whole clip, or "
+        "the one that is seen longest. Where that face is gone, the next one in this order is taken",
+    )
+    max_faces: int = Field(3, ge=1, description="faces followed at once; each costs as much time as the first")
+    detect_every: int = Field(15, ge=1, description="frames between looking for further faces while one is followed")
+    detection: float = Field(0.5, gt=0, le=1, description="score from which BlazeFace's answer counts as a face")
+    presence: float = Field(0.5, gt=0, le=1, description="score below which the mesh has lost its face")
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation in seconds of a Gaussian over each run of frames with a face; 0 is none",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _no_group_twice(cls, columns: tuple[Group, ...]) -> tuple[Group, ...]:
+        if len(set(columns)) < len(columns):
+            raise ValueError("a group is named twice")
+        return columns
+
+
+@register("facemesh", FacemeshConfig, version=1, models=lambda config: NETS)
+class Facemesh:
+    """Raises MissingModelError where the nets were not pulled."""
+
+    def __init__(self, config: FacemeshConfig):
+        self.config = config
+        self.names = tuple(name for group in config.columns for name in COLUMNS[group])
+        self._nets = FaceNets()
+
+    def __call__(self, frames: Iterable[Frame]) -> Track:
+        """One row per frame; valid where a face was found."""
+        config = self.config
+        follow = FaceFollower(
+            self._nets,
+            config.max_faces,
+            config.detect_every,
+            config.detection,
+            config.presence,
+            eyes=config.columns != ("pose",),
+        )
+        people: dict[int, _Person] = {}
+        times = []
+        for index, frame in enumerate(frames):
+            times.append((frame.start, frame.end))
+            height, width = frame.image.shape[:2]
+            for face in follow(frame.image):
+                person = people.setdefault(face.identity, _Person(config.columns))
+                person.add(index, face, (width, height))
+        values = np.zeros((len(times), len(self.names)), np.float32)
+        valid = np.zeros(len(times), bool)
+        for person in sorted(people.values(), key=lambda person: person.rank(config.person)):
+            person.write(values, valid)
+        spans = np.array(times, np.float64).reshape(-1, 2)
+        if config.smoothing:
+            values = _smooth(values, valid, spans.mean(axis=1), config.smoothing)
+        return Track(spans, values, valid, self.names)
+
+
+class _Person:
+    """One face's rows, made in blocks."""
+
+    def __init__(self, columns: tuple[Group, ...]):
+        self._columns = columns
+        self._frames: list[int] = []
+        self._rows: list[Floats] = []
+        self._waiting: list[Seen] = []
+        self._size = (0, 0)
+        self._share = 0.0
+
+    def add(self, frame: int, face: Seen, size: tuple[int, int]) -> None:
+        if len(self._waiting) == _BLOCK or size != self._size:
+            self._flush()
+        self._size = size
+        self._frames.append(frame)
+        self._waiting.append(face)
+        self._share += face.area / (size[0] * size[1])
+
+    def rank(self, by: str) -> float:
+        """The person to take sorts last."""
+        return self._share if by == "largest" else len(self._frames)
+
+    def write(self, values: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Set this person's rows, over whatever is there."""
+        self._flush()
+        rows = np.concatenate(self._rows)
+        usable = np.isfinite(rows).all(axis=1)
+        frames = np.array(self._frames)[usable]
+        values[frames], valid[frames] = rows[usable], True
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        mesh, iris = (np.stack([getattr(face, part) for face in self._waiting]) for part in ("mesh", "iris"))
+        self._rows.append(rows(Faces(mesh, iris, self._size), self._columns))
+        self._waiting = []
+
+
+def rows(faces: Faces, columns: tuple[Group, ...]) -> NDArray[np.float32]:
+    """Shape (N, D): the columns of some groups for one face in N frames."""
+    pose = geometry.head_pose(faces) if {"pose", "gaze"} & set(columns) else None
+
+    def of_pose() -> Floats:
+        assert pose
+        return np.hstack([pose.translation, geometry.euler_angles(pose.rotation)])
+
+    def of_gaze() -> Floats:
+        assert pose
+        vectors = geometry.gaze(faces, pose)
+        return np.hstack([vectors.reshape(-1, 6), geometry.gaze_angles(vectors)])
+
+    makers: dict[Group, Callable[[], Floats]] = {
+        "pose": of_pose,
+        "gaze": of_gaze,
+        "landmarks_2d": lambda: _by_axis(geometry.landmarks_in_plane(faces.mesh)),
+        "landmarks_3d": lambda: _by_axis(geometry.landmarks_in_space(faces.mesh)),
+        "landmarks_px": lambda: _by_axis(faces.mesh[:, IBUG_68, :2]),
+        "measures": lambda: measures(geometry.upright(faces.mesh)),
+    }
+    return np.hstack([makers[group]() for group in columns]).astype(np.float32)
+
+
+def _by_axis(points: Floats) -> Floats:
+    """(N, P, axes) → (N, axes * P): all x first, as OpenFace writes them."""
+    return points.transpose(0, 2, 1).reshape(len(points), -1)
+
+
+def _smooth(
+    values: NDArray[np.float32], valid: NDArray[np.bool_], times: NDArray[np.float64], width: float
+) -> NDArray[np.float32]:
+    """Weighted mean over the neighbours in time, never across frames without a face."""
+    smooth = values.copy()
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]]).astype(np.int8)))
+    for first, stop in edges.reshape(-1, 2):
+        for row in range(first, stop):
+            low, high = np.searchsorted(times[first:stop], (times[row] - 3 * width, times[row] + 3 * width)) + first
+            high = max(high, row + 1)
+            weights = np.exp(-0.5 * ((times[low:high] - times[row]) / width) ** 2)
+            smooth[row] = weights @ values[low:high] / weights.sum()
+    return smooth
+
+
+assert set(COLUMNS) == set(get_args(Group))
