@@ -128,7 +128,8 @@ def speak(
         _select(library, voice)
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range), (_VOLUME, volume)):
             library.espeak_SetParameter(parameter, value, 0)
-        data = text.encode()
+        # espeak-ng says "on the" and some other pairs as one word with one event; a no-break space keeps them apart.
+        data = text.replace(" ", "\u00a0").encode()
         if library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8 | _END_PAUSE, None, None) != 0:
             raise EspeakError(f"espeak-ng does not speak {text!r}")
         library.espeak_Synchronize()
@@ -145,8 +146,8 @@ def _on_time_axis(
     sounds: list[Spoken] = []
     name = ""
     first = 0
-    starts = [sample for kind, sample, *_ in events if kind == _PHONEME][1:] + [round(seconds * rate)]
-    ends = iter(starts)
+    starts = [sample for kind, sample, *_ in events if kind == _PHONEME]
+    ends = iter([*starts[1:], round(seconds * rate)])
 
     def close() -> None:
         if name and len(sounds) > first:
