@@ -43,6 +43,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class UsageError(ValueError):
+    """What was asked for cannot be done with what is there; the message says what to change."""
+
+
 class Config(BaseModel):
     """Settings of one training run. Raises pydantic.ValidationError for unknown names and impossible values."""
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cmc.config import LETTERS, Config
-from cmc.data import Batch, DataError, Split, Task
+from cmc.config import LETTERS, Config, UsageError
+from cmc.data import Batch, Split, Task
 from cmc.ema import Average, span_momentum
 from cmc.losses import cross_entropy
 from cmc.pseudo_labels import PseudoLabels, momentum
@@ -141,11 +141,11 @@ def pretrain(
 ) -> Pretrained:
     """Run stage 1 until no modality has improved for `patience` epochs.
 
-    Ctrl-C ends it after at least one whole epoch with what is best so far. Raises DataError where annotated labels
+    Ctrl-C ends it after at least one whole epoch with what is best so far. Raises UsageError where annotated labels
     are asked for and there are none.
     """
     if config.labels == "annotated" and not any((train.label(LETTERS[m]) >= 0).any() for m in models):
-        raise DataError("the training split has no annotated unimodal labels: train with --labels pseudo")
+        raise UsageError("the training split has no annotated unimodal labels: train with --labels pseudo")
     stage = Pretraining(models, train, valid, config, task)
     order = torch.Generator().manual_seed(config.seed)
     steps = -(-len(train) // config.batch_size)

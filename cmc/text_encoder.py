@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from cmc.data import DataError, Split
+from cmc.config import UsageError
+from cmc.data import Split
 from cmc.unimodal import TextModel
 
 
 def encoder_name(recipe: Mapping[str, Any]) -> str:
-    """The transformers model that made the file's text. Raises DataError where the recipe names none."""
+    """The transformers model that made the file's text. Raises UsageError where the recipe names none."""
     section = recipe.get("text") or {}
     name = section.get("model")
     if section.get("extractor") != "transformers" or not name:
-        raise DataError(
+        raise UsageError(
             "the feature file's recipe names no transformers text encoder, so there is none to finetune: "
             "train with --text freeze"
         )

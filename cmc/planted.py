@@ -1,0 +1,191 @@
+"""Feature files with planted truth: T, A and V labels that disagree with the clip's label on a known share of clips.
+
+Each modality's features show its own label, and training sees only M, the majority of the three. So it is known which
+unimodal labels a copy of M gets wrong, and whether PLGM finds them. Labels are written beside the file, not into it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mmfeat.layout import (
+    REGRESSION,
+    UNIMODAL,
+    ClipStatus,
+    create_split,
+    write_clips,
+    write_head,
+    write_train_stats,
+    write_words,
+)
+
+VALUES = np.array([-0.8, 0.0, 0.8], np.float32)
+"""Regression label of each class."""
+COLUMNS = {"text": 16, "audio": 8, "vision": 10}
+STEPS = {"text": 12, "audio": 24, "vision": 16}
+"""Longest clip, in steps."""
+_CLS, _SEP, _FIRST_WORD, _WORDS = 2, 3, 4, 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to plant."""
+
+    clips: Mapping[str, int]
+    """Split → number of clips."""
+    conflict: float = 0.5
+    """Share of clips in which one modality, drawn at random, has another label than M."""
+    signal: float = 2.0
+    """Distance between two classes' means in units of a clip's own scatter."""
+    missing: float = 0.0
+    """Share of clips without sound, and as many without a face."""
+    annotated: bool = False
+    """Write the unimodal labels into the file as well, for CMC-GT."""
+    seed: int = 0
+
+
+def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """Write a feature file, and `<stem>_truth.csv` with the planted labels beside it.
+
+    Args:
+        path: of the .h5 file.
+        plan: sizes, shares and seed.
+        text_encoder: folder of a transformers encoder; its output for planted words then is the text. By default
+            text is drawn like the other modalities, and there is no encoder to finetune.
+
+    Returns: split → `M`, `T`, `A`, `V` → classes (N,).
+    """
+    rng = np.random.default_rng(plan.seed)
+    means = {m: _means(rng, columns, plan.signal) for m, columns in COLUMNS.items()}
+    encode = _Encoder(text_encoder) if text_encoder else None
+    columns = COLUMNS | ({"text": encode.columns} if encode else {})
+    truth, statuses = {}, []
+    with h5py.File(path, "w") as file:
+        write_head(
+            file,
+            aligned=False,
+            language="en",
+            recipe={"name": "planted", "text": encode.section if encode else {"extractor": "planted"}},
+            fingerprints={part: "planted" for part in ("text", "audio", "vision")},
+            class_names=("negative", "neutral", "positive"),
+            names={m: [f"{m}_{k}" for k in range(columns[m])] for m in ("audio", "vision")},
+            versions={},
+            created="",
+        )
+        for split, clips in plan.clips.items():
+            labels = truth[split] = _labels(rng, clips, plan.conflict)
+            group = create_split(file, split, clips, {m: (STEPS[m], columns[m]) for m in COLUMNS})
+            ids = [f"{split}$_${row:04d}" for row in range(clips)]
+            group["id"][:] = ids
+            group["raw_text"][:] = [""] * clips
+            group["annotations"][:] = ["" for _ in ids]
+            group[REGRESSION][:] = VALUES[labels["M"]]
+            if plan.annotated:
+                for key, letter in zip(UNIMODAL.values(), "TAV", strict=True):
+                    group[key][:] = VALUES[labels[letter]]
+            for modality in ("audio", "vision"):
+                gone = rng.random(clips) < plan.missing
+                values, mask = _series(rng, means[modality], labels[modality[0].upper()], STEPS[modality], gone)
+                group[modality][:], group[f"{modality}_mask"][:] = values, mask
+                group[f"{modality}_lengths"][:] = mask.sum(1)
+                if split == "train":
+                    write_train_stats(file, modality, values[mask].mean(0), values[mask].std(0))
+            tokens = _tokens(rng, labels["T"], STEPS["text"])
+            text = encode(tokens) if encode else _text(rng, means["text"], labels["T"], tokens)
+            group["text"][:], group["text_bert"][:] = text, tokens
+            group["text_lengths"][:] = tokens[:, 1].sum(1)
+            write_words(group, [])
+            statuses += [ClipStatus(id, split, "ok") for id in ids]
+        write_clips(file, statuses)
+    _write_truth(path.with_name(f"{path.stem}_truth.csv"), truth)
+    return truth
+
+
+def _labels(rng: np.random.Generator, clips: int, conflict: float) -> dict[str, NDArray[np.int64]]:
+    """M is drawn; where the clip is in conflict, one modality shows one of the two other classes."""
+    M = rng.integers(0, 3, clips)
+    unimodal = np.repeat(M[:, None], 3, 1)
+    rows = np.flatnonzero(rng.random(clips) < conflict)
+    which = rng.integers(0, 3, len(rows))
+    unimodal[rows, which] = (M[rows] + rng.integers(1, 3, len(rows))) % 3
+    return {"M": M, "T": unimodal[:, 0], "A": unimodal[:, 1], "V": unimodal[:, 2]}
+
+
+def _means(rng: np.random.Generator, columns: int, signal: float) -> NDArray[np.float64]:
+    """Three class means, `signal` apart, shape (3, D)."""
+    basis, _ = np.linalg.qr(rng.standard_normal((columns, 3)))
+    return basis.T * signal / np.sqrt(2)
+
+
+def _series(
+    rng: np.random.Generator,
+    means: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    steps: int,
+    gone: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Steps around a clip's own mean, which scatters around its class's; about 1 step in 10 was not measured."""
+    clips, columns = len(labels), means.shape[1]
+    lengths = rng.integers(steps // 2, steps + 1, clips)
+    mask = (np.arange(steps) < lengths[:, None]) & (rng.random((clips, steps)) > 0.1) & ~gone[:, None]
+    own = means[labels] + rng.standard_normal((clips, columns)) / np.sqrt(columns)
+    values = own[:, None] + 1.5 * rng.standard_normal((clips, steps, columns))
+    scale, offset = np.geomspace(0.1, 100, columns), np.linspace(-5, 5, columns)  # as different as real columns are
+    return np.where(mask[:, :, None], values * scale + offset, 0).astype(np.float32), mask
+
+
+def _tokens(rng: np.random.Generator, labels: NDArray[np.int64], steps: int) -> NDArray[np.int32]:
+    """text_bert (N, 3, L): words of the label's class among words of any."""
+    tokens = np.zeros((len(labels), 3, steps), np.int32)
+    for row, label in enumerate(labels):
+        words = rng.integers(4, steps - 1)
+        own = rng.random(words) < 0.6
+        classes = np.where(own, label, rng.integers(0, 3, words))
+        ids = _FIRST_WORD + _WORDS * classes + rng.integers(0, _WORDS, words)
+        tokens[row, 0, : words + 2] = [_CLS, *ids, _SEP]
+        tokens[row, 1, : words + 2] = 1
+    return tokens
+
+
+def _text(
+    rng: np.random.Generator, means: NDArray[np.float64], labels: NDArray[np.int64], tokens: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    clips, columns = len(labels), means.shape[1]
+    own = means[labels] + rng.standard_normal((clips, columns)) / np.sqrt(columns)
+    values = own[:, None] + 1.5 * rng.standard_normal((clips, tokens.shape[2], columns))
+    return np.where(tokens[:, 1, :, None] > 0, values, 0).astype(np.float32)
+
+
+class _Encoder:
+    """A frozen transformers encoder, as mmfeat's text extractor runs it."""
+
+    def __init__(self, folder: Path):
+        from cmc.text_encoder import load_encoder
+
+        self.section: dict[str, Any] = {"extractor": "transformers", "model": str(folder), "layer": -1}
+        self._model = load_encoder(str(folder)).eval()
+        self.columns = int(self._model.model.config.hidden_size)
+
+    def __call__(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            hidden = self._model(torch.from_numpy(tokens).long()).numpy()
+        return np.where(tokens[:, 1, :, None] > 0, hidden, 0)
+
+
+def _write_truth(path: Path, truth: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["video_id", "clip_id", "label_T", "label_A", "label_V"])
+        for split, labels in truth.items():
+            for row in range(len(labels["M"])):
+                rows.writerow([split, f"{row:04d}", *(f"{VALUES[labels[key][row]]:g}" for key in "TAV")])

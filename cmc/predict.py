@@ -1,0 +1,99 @@
+"""One clip and its words → probabilities per modality and together, with the features made as the run's were."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmc import run as runs
+from cmc.config import MODALITIES
+from cmc.data import Split, finite, text_mask
+from cmc.evaluate import check_same_features
+from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities by class name."""
+
+    label: str
+    fused: dict[str, float]
+    modalities: dict[str, dict[str, float] | None]
+    """Per modality its expert's probabilities; None where the clip lacks it or the router left it out."""
+    router: dict[str, float]
+    """Weight of each modality, 0 where it is absent."""
+    status: str
+    """What extraction says of the clip: `ok`, `no_face`, …"""
+    reason: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def predict(folder: Path, path: Path, text: str, start: float | None = None, end: float | None = None) -> Prediction:
+    """Extract a clip with the recipe that the run stores, and classify it.
+
+    Raises RunError where today's extraction would not give what the run was trained on, naming the parts that differ;
+    MediaError where the clip cannot be read; MissingBackendError, with the command that helps, for a missing model.
+    """
+    from mmfeat.clip import extract
+    from mmfeat.recipe import Recipe
+
+    record = runs.read(folder)
+    if "vision" not in record.features["recipe"]:
+        raise runs.RunError("the run's features were not extracted from clips: there is no recipe to extract one with")
+    recipe = Recipe.model_validate(record.features["recipe"])
+    aligned = record.features["aligned"]
+    check_same_features(record, recipe.fingerprints(), aligned)
+    features = extract(path, text=text, recipe=recipe, start=start, end=end)
+    prediction = classify(folder, record, features.rows(aligned=aligned))
+    return Prediction(**{**prediction.plain(), "status": features.status, "reason": features.reason})
+
+
+def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]]) -> Prediction:
+    """Classify one clip from its rows, as the feature file holds them: `text` (L, D), `text_bert` (3, L), `audio`
+    (T, D), `audio_mask` (T,), and the same for vision."""
+    split = one_clip(rows, record)
+    if "text" in record.config.use and record.text_encoder is None and not is_cached(record.features["recipe"]):
+        split = cache(split, load_encoder(encoder_name(record.features["recipe"]), frozen=True))
+    model = runs.load_model(folder, record)
+    with torch.inference_mode():
+        output = model(split.batch(torch.tensor([0])))
+    names = record.task.class_names
+    gates = dict(zip(model.modalities, output.gates[0].tolist(), strict=True))
+    return Prediction(
+        label=names[int(output.logits[0].argmax())],
+        fused=_named(output.logits[0], names),
+        modalities={m: _named(output.experts[m][0], names) if gates[m] > 0 else None for m in model.modalities},
+        router=gates,
+        status="ok",
+    )
+
+
+def one_clip(rows: dict[str, NDArray[Any]], record: runs.Record) -> Split:
+    """A split of one clip; a modality without any step gets one that is masked."""
+    tokens = torch.from_numpy(rows["text_bert"].astype(np.int64))[None]
+    inputs: dict[str, Tensor] = {}
+    masks: dict[str, Tensor | None] = {"text": text_mask(tokens)}
+    for modality in MODALITIES:
+        values = torch.from_numpy(np.asarray(rows[modality], np.float32))[None]
+        if values.shape[2] != record.columns[modality]:
+            raise runs.RunError(f"{modality} has {values.shape[2]} columns, not {record.columns[modality]}")
+        if modality != "text":
+            masks[modality] = torch.from_numpy(np.asarray(rows[f"{modality}_mask"], bool))[None]
+            if not values.shape[1]:
+                values, masks[modality] = values.new_zeros(1, 1, values.shape[2]), torch.zeros(1, 1, dtype=torch.bool)
+        inputs[modality] = values
+    if not record.config.calibrated:
+        masks = dict.fromkeys(MODALITIES)
+    return finite(Split(("clip",), inputs, masks, tokens, None))
+
+
+def _named(logits: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    return {name: round(float(p), 6) for name, p in zip(names, logits.softmax(0), strict=True)}

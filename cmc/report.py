@@ -1,0 +1,158 @@
+"""What people see: progress with an estimate, tables, and the confusion matrix as a picture."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cmc.training import Report
+
+_PLAIN_EVERY = 5.0
+_NAMES = {"pretrain": "Stage 1, pseudo labels", "finetune": "Stage 2, consensus"}
+_FIGURES = {
+    "accuracy": "Acc",
+    "f1": "weighted F1",
+    "has0_accuracy": "Has0 Acc",
+    "has0_f1": "Has0 F1",
+    "non0_accuracy": "Non0 Acc",
+    "non0_f1": "Non0 F1",
+}
+
+
+@contextmanager
+def progress(label: str = "") -> Iterator[Report]:
+    """A bar per stage on stderr; without a terminal a line every few seconds. Most stages end before their bar does."""
+    if sys.stderr.isatty():
+        with _bars(label) as report:
+            yield report
+    else:
+        yield _lines(label)
+
+
+@contextmanager
+def _bars(label: str) -> Iterator[Report]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs, at most"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{label}{_NAMES.get(stage, stage)}", total=epochs, note="")
+            bars.update(tasks[stage], completed=epoch, note=_note(figures))
+
+        yield report
+
+
+def _lines(label: str) -> Report:
+    shown, started = {"": 0.0}, time.monotonic()
+
+    def report(stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if now - shown.get(stage, 0.0) >= _PLAIN_EVERY:
+            shown[stage] = now
+            name = f"{label}{_NAMES.get(stage, stage)}"
+            print(f"{name}: epoch {epoch} of at most {epochs}, {now - started:.0f} s, {_note(figures)}", file=sys.stderr)
+
+    return report
+
+
+def _note(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+def show_evaluation(result: Mapping[str, Any]) -> None:
+    """The result of `cmc evaluate`, of one run or of several together, as tables on stdout."""
+    console = Console()
+    seeds = result.get("seeds", 1)
+    spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    hidden = f", without {' and '.join(result['dropped'])}" if result["dropped"] else ""
+    table = Table(title=f"Split {result['split']}{hidden}{spread}")
+    table.add_column("clips")
+    table.add_column("number", justify="right")
+    table.add_column("model")
+    names = [name for name in _FIGURES if name in result["cmc"]["overall"]]
+    for name in names:
+        table.add_column(_FIGURES[name], justify="right")
+    for group, clips in result["clips"].items():
+        table.add_row(group, str(clips), "CMC", *(percent(result["cmc"][group][name]) for name in names))
+        baseline = result["majority"][group]
+        cells = (percent(baseline[name]) if name in baseline else "" for name in names)
+        table.add_row("", "", "majority class", *cells, end_section=True)
+    console.print(table)
+    experts = Table(title="Experts after fusion")
+    for column in ("expert", "clips", "Acc, clip's label", "Acc, own label", "mean router weight"):
+        experts.add_column(column, justify="left" if column == "expert" else "right")
+    for m, figures in result["experts"].items():
+        own = figures.get("accuracy_own_label")
+        clips = figures["clips"][0] if isinstance(figures["clips"], list) else figures["clips"]
+        cells = (percent(figures["accuracy_clip_label"]), percent(own) if own is not None else "no labels")
+        experts.add_row(m, f"{clips:.0f}", *cells, percent(result["router"][m]))
+    console.print(experts)
+    if "consistent" not in result["clips"]:
+        console.print("No unimodal labels: consistent and conflicting clips cannot be told apart (--truth names a csv).")
+    for definition in result["definitions"]:
+        console.print(f"{definition}.", highlight=False)
+    console.print(f"Expected calibration error {percent(result['ece'])}.", highlight=False)
+
+
+def percent(value: float | list[float]) -> str:
+    """`61.3` of 0.613, `61.3 ± 2.0` of a mean and its standard deviation."""
+    if isinstance(value, list):
+        return f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"
+    return f"{100 * value:.1f}"
+
+
+def draw_confusion(result: Mapping[str, Any], path: Path) -> None:
+    """The confusion matrix as a PNG: counts, shaded by the share of each true class."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = np.array(result["confusion"])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = result["class_names"]
+    figure = Figure(figsize=(2 + 0.9 * len(names), 1.6 + 0.8 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"CMC, split {result['split']}")
+    for row, column in np.ndindex(counts.shape):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
+    figure.savefig(path, dpi=150)
+
+
+def show_prediction(prediction: Any) -> None:
+    """A `cmc.predict.Prediction` as a table on stdout."""
+    console = Console()
+    table = Table(title=f"{prediction.label}")
+    table.add_column("")
+    for name in prediction.fused:
+        table.add_column(name, justify="right")
+    table.add_column("router weight", justify="right")
+    for m, probabilities in prediction.modalities.items():
+        cells = [percent(p) for p in probabilities.values()] if probabilities else ["absent"] + [""] * (len(prediction.fused) - 1)
+        table.add_row(m, *cells, percent(prediction.router[m]), end_section=m == list(prediction.modalities)[-1])
+    table.add_row("together", *(percent(p) for p in prediction.fused.values()), "")
+    console.print(table)
+    if prediction.status != "ok":
+        console.print(f"clip: {prediction.status} {prediction.reason}", highlight=False)

@@ -1,0 +1,136 @@
+"""A run folder: `model.safetensors`, `unimodal.safetensors`, `pseudo_labels.npz`, and `run.json` that explains them.
+
+`run.json` is written last and whole: a folder without it holds no usable run. No file is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cmc.config import LETTERS, Config, UsageError
+from cmc.data import Task
+from cmc.fusion import Multimodal
+from cmc.text_encoder import rebuild_encoder
+from cmc.unimodal import Unimodal
+
+FORMAT_VERSION = 1
+
+
+class RunError(UsageError):
+    """The folder holds no usable run, or one that cannot be overwritten."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `run.json` holds."""
+
+    config: Config
+    task: Task
+    columns: dict[str, int]
+    """Modality → number of feature columns."""
+    features: dict[str, Any]
+    """Of the feature file: `recipe`, `fingerprints`, `aligned`, `names` per modality, `content` (sha256)."""
+    text_encoder: dict[str, Any] | None
+    """transformers configuration of a finetuned encoder, whose weights are the run's own; None: frozen, not stored."""
+    majority: list[int]
+    """Training clips per class: what the baseline answers by."""
+    status: str = "finished"
+    """`finished`, or `interrupted` by Ctrl-C: usable, but trained less than was asked for."""
+    validation: dict[str, float] = field(default_factory=dict)
+    best_epochs: dict[str, int] = field(default_factory=dict)
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    format_version: int = FORMAT_VERSION
+
+
+def write(
+    folder: Path,
+    record: Record,
+    model: Mapping[str, Tensor],
+    unimodal: Mapping[str, Mapping[str, Tensor]],
+    states: Mapping[str, Mapping[str, Tensor]],
+    ids: Mapping[str, tuple[str, ...]],
+) -> None:
+    """Write a run. An older one in the folder is no longer one before its files are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").unlink(missing_ok=True)
+    _replace(folder / "model.safetensors", lambda path: save_file(_contiguous(model), path))
+    stacked = {f"{m}.{name}": tensor for m, weights in unimodal.items() for name, tensor in weights.items()}
+    _replace(folder / "unimodal.safetensors", lambda path: save_file(_contiguous(stacked), path))
+    arrays = {f"{split}_id": np.array(of_split) for split, of_split in ids.items()}
+    arrays |= {f"{split}_{LETTERS[m]}": s.numpy() for split, per in states.items() for m, s in per.items()}
+    _replace(folder / "pseudo_labels.npz", lambda path: _save_arrays(path, arrays))
+    values = asdict(replace(record)) | {"config": record.config.model_dump(mode="json")}
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    _replace(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read(folder: Path) -> Record:
+    """The record of a run. Raises RunError, naming what is wrong."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no finished run (no run.json): train one with `cmc train FEATURES -o {folder}`")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("format_version") != FORMAT_VERSION:
+            raise RunError(f"{path} is of version {values.get('format_version')}, not {FORMAT_VERSION}")
+        values["config"] = Config.model_validate(values["config"])
+        task = values["task"]
+        values["task"] = Task(tuple(task["class_names"]), task["is_polarity"])
+        return Record(**values)
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def load_model(folder: Path, record: Record) -> Multimodal:
+    """The run's model in evaluation mode."""
+    encoder = rebuild_encoder(record.text_encoder) if record.text_encoder else None
+    model = Multimodal(record.columns, record.task.classes, record.config, encoder)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
+
+
+def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
+    """Stage 1's models in evaluation mode; a finetuned text encoder is not among them, only a frozen one's reader."""
+    weights = load_file(folder / "unimodal.safetensors")
+    models = {}
+    for m in record.config.modalities:
+        models[m] = Unimodal(m, record.columns[m], record.task.classes, record.config)
+        own = {name.removeprefix(f"{m}."): tensor for name, tensor in weights.items() if name.startswith(f"{m}.")}
+        models[m].load_state_dict({name: tensor for name, tensor in own.items() if "text_model." not in name})
+        models[m].eval()
+    return models
+
+
+def load_pseudo_labels(folder: Path) -> dict[str, np.ndarray]:
+    """`{split}_id` and `{split}_{T,A,V}` → soft states (N, K)."""
+    with np.load(folder / "pseudo_labels.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside `path`, then put it there in one step."""
+    temporary = path.with_name(f".{path.name}.new")
+    write(temporary)
+    os.replace(temporary, path)

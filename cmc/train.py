@@ -1,0 +1,169 @@
+"""Feature file → run folder: both stages in order. Nothing here reads the test split."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmc import run as runs
+from cmc.config import Config
+from cmc.data import Split, Task, load, open_features, task_of
+from cmc.finetune import Finetuning, finetune, frozen_labels, transfer
+from cmc.fusion import Multimodal
+from cmc.metrics import class_metrics
+from cmc.pretrain import pretrain
+from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from cmc.training import Report, seed_everything, silent
+from cmc.unimodal import Unimodal
+from mmfeat.layout import TIMED, FeatureFile
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What both stages train on."""
+
+    train: Split
+    valid: Split
+    task: Task
+    columns: dict[str, int]
+    features: dict[str, Any]
+    encoder: str | None
+    """Name of the text encoder that is to be finetuned; None: the text arrays are used as they are."""
+
+
+def open_material(path: Path, config: Config) -> Material:
+    """Training and validation split of a feature file, and what the run must remember of it.
+
+    Raises DataError, LayoutError, FileNotFoundError; MissingModelError where a text encoder is needed and not there.
+    """
+    with open_features(path) as file:
+        task = task_of(file)
+        train, valid = (load(file, split, task, config.calibrated) for split in ("train", "valid"))
+        finetuned = config.text == "finetune" and "text" in config.use
+        encoder = encoder_name(file.recipe) if finetuned else None
+        if "text" in config.use and not is_cached(file.recipe):
+            frozen = load_encoder(encoder_name(file.recipe), frozen=True)
+            train, valid = cache(train, frozen), cache(valid, frozen)
+        return Material(train, valid, task, _columns(train), _about(file), encoder)
+
+
+def _columns(split: Split) -> dict[str, int]:
+    return {modality: values.shape[2] for modality, values in split.inputs.items()}
+
+
+def _about(file: FeatureFile) -> dict[str, Any]:
+    return {
+        "recipe": file.recipe,
+        "fingerprints": file.fingerprints,
+        "aligned": file.aligned,
+        "names": {modality: file.feature_names(modality) for modality in TIMED},
+        "content": content_digest(file),
+    }
+
+
+def content_digest(file: FeatureFile) -> str:
+    """sha256 over the ids and labels-free arrays of training and validation: tells two feature files apart."""
+    digest = hashlib.sha256()
+    for split in ("train", "valid"):
+        digest.update("\n".join(file.read(split, "id")).encode())
+        for key in ("text_bert", "audio", "vision", "regression_labels", "classification_labels"):
+            digest.update(file.read(split, key).tobytes())
+    return digest.hexdigest()
+
+
+def train(path: Path, folder: Path, config: Config, report: Report = silent) -> runs.Record:
+    """Train on a feature file and write a run folder.
+
+    Ctrl-C in either stage writes what there is by then, with status `interrupted`; before the first epoch's end there
+    is nothing, and KeyboardInterrupt goes on. Same file, config, machine and thread count: same weights, bit for bit.
+    """
+    started = time.monotonic()
+    material = open_material(path, config)
+    seed_everything(config.seed)
+    result = fit(material, config, report)
+    record = replace(result.record, seconds=round(time.monotonic() - started, 1))
+    ids = {"train": material.train.ids, "valid": material.valid.ids}
+    runs.write(folder, record, result.weights, result.unimodal, result.states, ids)
+    return record
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    model: Multimodal
+    weights: dict[str, Tensor]
+    unimodal: dict[str, dict[str, Tensor]]
+    states: dict[str, dict[str, Tensor]]
+    record: runs.Record
+
+
+def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
+    """Both stages on what is in memory. Seed before calling."""
+    task, train, valid = material.task, material.train, material.valid
+    both_stages = config.labels == "annotated" or not config.calibrated
+    encoder = None
+    if material.encoder is not None:
+        # Reference mode runs a frozen encoder in every batch, dropout and all; calibrated mode reads its cached output.
+        encoder = load_encoder(material.encoder, frozen=config.labels != "annotated")
+    models = {
+        m: Unimodal(m, material.columns[m], task.classes, config, encoder if m == "text" and both_stages else None)
+        for m in config.modalities
+    }
+    first = pretrain(models, train, valid, config, task, report)
+    if encoder is not None:
+        encoder.frozen = False
+    model = Multimodal(material.columns, task.classes, config, encoder)
+    transfer(model, first.weights)
+    history, epochs = {"pretrain": first.history}, {f"pretrain_{m}": e for m, e in first.best_epoch.items()}
+    weights, interrupted = {n: t.detach().clone() for n, t in model.state_dict().items()}, first.interrupted
+    labels = frozen_labels(first.states, {"train": train, "valid": valid}, config)
+    if not interrupted:
+        second = finetune(model, train, valid, labels, config, task, report)
+        weights, interrupted = second.weights, second.interrupted
+        history["finetune"], epochs["finetune"] = second.history, second.best_epoch
+        model.load_state_dict(weights)
+    record = runs.Record(
+        config=config,
+        task=task,
+        columns=material.columns,
+        features=material.features,
+        text_encoder=encoder.model.config.to_dict() if encoder is not None else None,
+        majority=torch.bincount(train.label("M"), minlength=task.classes).tolist(),
+        status="interrupted" if interrupted else "finished",
+        validation=validation_metrics(model, train, valid, labels, config, task),
+        best_epochs=epochs,
+        history=history,
+        versions=versions(),
+    )
+    return Fitted(model, weights, first.weights, first.states, record)
+
+
+def validation_metrics(
+    model: Multimodal,
+    train: Split,
+    valid: Split,
+    labels: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    task: Task,
+) -> dict[str, float]:
+    """Loss and metrics on the validation split."""
+    loss = Finetuning(model, train, valid, labels, config, task).validate()
+    with torch.inference_mode():
+        logits = torch.cat([model.eval()(batch).logits for batch in valid.batches(config.batch_size)])
+    question = config.polarity if task.is_polarity else None
+    return {"loss": loss} | class_metrics(valid.label("M").numpy(), logits.numpy(), question)
+
+
+def versions() -> dict[str, str]:
+    """What the result may depend on besides config and features."""
+    packages = ("torch", "transformers", "numpy", "mmfeat")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return found | {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
