@@ -12,6 +12,9 @@ from mmfeat.extractors.face_points import LEFT_LIDS, RIGHT_LIDS
 
 Floats = NDArray[np.float32]
 
+_MET = 0.9
+"""Presence that a face needs at first sight; to be followed on it needs less. Hands and cushions reach 0.6, faces 1."""
+
 _SAME = 0.3
 """Boxes that overlap by more are one face."""
 _REMEMBERED = 30
@@ -28,7 +31,7 @@ class Seen:
     mesh: Floats
     """Shape (468, 3), with the iris net's eyelids where it ran."""
     iris: Floats
-    """Shape (2, 2): centres of the right and the left iris; the middle of the lids' corners where the net did not run."""
+    """Shape (2, 2): centres of the right and the left iris; the middle of the eye's corners where no net ran."""
 
     @property
     def box(self) -> Floats:
@@ -70,7 +73,7 @@ class FaceFollower:
         seen: list[Seen] = []
         lost = 0
         for face in list(self._followed):
-            lost += not self._look(image, face, seen)
+            lost += not self._look(image, face, seen, self._presence)
         if not seen or lost or self._frame % self._detect_every == 0:
             for detection in self._detections(image, bool(seen)):
                 if len(seen) == self._max_faces:
@@ -85,7 +88,8 @@ class FaceFollower:
         found = self._nets.detect(image, self._detection)
         if not found and not has_faces and self._faceless % _ZOOM_EVERY == 0:
             for window in _windows(image.shape[1], image.shape[0]):
-                found += self._nets.detect(image, self._detection, window)
+                # Parts of a picture have more that resembles a face: half the doubt is allowed.
+                found += self._nets.detect(image, (1 + self._detection) / 2, window)
         return sorted(found, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
 
     def _meet(self, image: Image, detection: Detection, seen: list[Seen]) -> None:
@@ -93,18 +97,18 @@ class FaceFollower:
         old = next((face for face in self._gone if overlap(detection.box, face.box[None])[0] > _SAME), None)
         face = old or _Followed(self._identities, detection.region, detection.box, self._frame)
         face.region = detection.region
-        if self._look(image, face, seen):
+        if self._look(image, face, seen, max(self._presence, _MET)):
             self._followed.append(face)
             if old:
                 self._gone.remove(old)
             else:
                 self._identities += 1
 
-    def _look(self, image: Image, face: _Followed, seen: list[Seen]) -> bool:
+    def _look(self, image: Image, face: _Followed, seen: list[Seen], presence: float) -> bool:
         """Fit the mesh where the face should be; False where it is not, or is one already seen in this frame."""
-        mesh, presence = self._nets.mesh(image, face.region)
+        mesh, score = self._nets.mesh(image, face.region)
         box = _box(mesh)
-        if presence < self._presence or not np.isfinite(mesh).all() or _known(box, seen):
+        if score < presence or not np.isfinite(mesh).all() or _known(box, seen):
             if face in self._followed:
                 self._followed.remove(face)
                 self._gone.append(face)

@@ -16,10 +16,11 @@ from mmfeat.extractors.face_points import IBUG_68, LEFT_LIDS, RIGHT_LIDS, RIGID,
 
 Floats = NDArray[np.floating]
 
-# Of an adult eye: the iris moves on a sphere of this radius, whose centre lies this far behind the lids' corners.
+# Of an adult eye: the iris moves on a sphere of this radius, whose centre lies here as seen from the middle of the
+# lids' corners: towards the temple, up, and back. The first two hold for the corners as the iris net places them, and
+# make the lines of sight of people who face a camera meet near it, as eyes converge on what they look at.
 _IRIS_ORBIT = 10.0
-_EYE_DEPTH = 6.0
-_OUTER_CORNERS = (33, 263)
+_EYE_CENTRE = (1.8, 1.0, 6.0)
 _CORNERS = (33, 133, 263, 362)
 
 
@@ -72,8 +73,8 @@ def euler_angles(rotation: Floats) -> Floats:
 def gaze(faces: Faces, pose: Pose) -> Floats:
     """Shape (N, 2, 3): unit vectors from the right and the left eye to what they look at.
 
-    The line of sight runs from the eyeball's centre, which sits behind the lids' corners and turns with the head, through
-    the point of the eyeball at which the camera sees the iris.
+    The line of sight runs from the eyeball's centre, which sits behind the lids' corners and turns with the head,
+    through the point of the eyeball at which the camera sees the iris.
     """
     vectors = np.empty((len(faces.mesh), 2, 3))
     unproject = np.linalg.inv(pose.camera)
@@ -82,7 +83,9 @@ def gaze(faces: Faces, pose: Pose) -> Floats:
         on_face = RIGID_FACE[np.isin(RIGID, corners)].mean(axis=0)
         depth = (pose.rotation @ on_face + pose.translation)[:, 2:]
         middle = faces.mesh[:, corners, :2].mean(axis=1)
-        centre = _rays(middle, unproject) * depth + pose.rotation[:, :, 2] * _EYE_DEPTH
+        outwards, up, back = _EYE_CENTRE
+        inside = np.array([np.sign(on_face[0]) * outwards, -up, back])
+        centre = _rays(middle, unproject) * depth + pose.rotation @ inside
         sight = _rays(faces.iris[:, eye], unproject)
         sight /= np.linalg.norm(sight, axis=1, keepdims=True)
         # Nearer of the two points where the ray from the camera meets the sphere; the nearest where it misses it.

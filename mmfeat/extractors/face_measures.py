@@ -1,7 +1,8 @@
 """Expression measures: plain distances on a face whose pose and size are removed.
 
-They are geometry, not the output of a model trained on coded action units, and carry each person's resting face. More
-means more of what the name says; the unit is the distance of the outer eye corners. Left and right are the person's own.
+They are geometry, not the output of a model trained on coded action units, and carry each person's resting face.
+More means more of what the name says; the unit is the distance of the outer eye corners. Left and right are the
+person's own.
 """
 
 from __future__ import annotations

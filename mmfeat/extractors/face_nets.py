@@ -50,7 +50,9 @@ class Region:
         warp[:, 2] += warp[:, :2] @ (0.5, 0.5) - 0.5
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         crop = cv2.warpAffine(image, warp, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return np.multiply(crop[None], np.float32(1 / 255), dtype=np.float32)
+        floats = crop[None].astype(np.float32)
+        floats *= np.float32(1 / 255)
+        return floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +111,22 @@ class FaceNets:
         canvas *= 1 / 127.5
         canvas -= 1.0
         boxes, logits = self._detect(canvas)
-        scores = 1 / (1 + np.exp(-np.clip(logits[:, 0], -50, 50)))
+        scores = _sigmoid(logits[:, 0])
         keep = scores >= threshold
         points = boxes[keep].reshape(-1, 8, 2) / _DETECTION_SIDE
         points[:, [0, *range(2, 8)]] += self._anchors[keep, None]
         # Rounding of the resized sides makes the scales of the axes differ a little.
-        points *= np.float32(_DETECTION_SIDE) * np.float32((part.shape[1] / width, part.shape[0] / height))
-        middle, extent = points[:, 0] + np.float32((left, top)), points[:, 1]
+        points *= np.array([part.shape[1] / width, part.shape[0] / height], np.float32) * _DETECTION_SIDE
+        origin = np.array([left, top], np.float32)
+        middle, extent = points[:, 0] + origin, points[:, 1]
         corners = np.concatenate([middle - extent / 2, middle + extent / 2], axis=1)
-        eyes = points[:, 2:4] + np.float32((left, top))
+        eyes = points[:, 2:4] + origin
         return [Detection(*merged) for merged in _merge(corners, eyes, scores[keep])]
 
     def mesh(self, image: Image, region: Region) -> tuple[Floats, float]:
         """468 points (x, y, z) in pixels, z growing away from the camera, and the score that a face is there."""
         flat, logit = self._mesh(region.cut(image, _MESH_SIDE))
-        return _place(flat.reshape(-1, 3), region.to_frame(_MESH_SIDE)), float(1 / (1 + np.exp(-logit.item())))
+        return _place(flat.reshape(-1, 3), region.to_frame(_MESH_SIDE)), float(_sigmoid(logit).item())
 
     def eye(self, image: Image, outer: Floats, inner: Floats, is_left: bool) -> tuple[Floats, Floats]:
         """Lids (16, 2) and iris (5, 2; centre first) in pixels, from the two corners of an eye in pixels."""
@@ -135,6 +138,11 @@ class FaceNets:
         points = np.concatenate([lids.reshape(-1, 3)[:_LIDS], iris.reshape(_IRIS, 3)])
         placed = _place(points, region.to_frame(_IRIS_SIDE, mirrored=is_left))[:, :2]
         return placed[:_LIDS], placed[_LIDS:]
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    scores: Floats = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+    return scores
 
 
 def _place(points: Floats, to_frame: NDArray[np.float64]) -> Floats:

@@ -28,7 +28,7 @@ IBUG_68 = _indices(
     *(62, 81, 13, 311, 292, 402, 14, 178),
 )
 
-# Outer corner, lower lid to the inner corner, upper lid from the outer side: the order of the iris net's first 16 points.
+# Outer corner, lower lid to the inner corner, upper lid from the outer side: the order of the iris net's first points.
 RIGHT_LIDS = _indices(33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173)
 LEFT_LIDS = _indices(263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398)
 # Points that expressions hardly move, with their place on MediaPipe's canonical face in centimetres (x to the image's
@@ -65,7 +65,7 @@ def _rigid() -> tuple[Indices, NDArray[np.float64]]:
 
 RIGID, _CANONICAL = _rigid()
 RIGID_FACE = _CANONICAL * (10.0, -10.0, -10.0)
-"""Shape (R, 3): the points `RIGID` on the canonical face, in millimetres and in the camera's axes: x right, y down, z away.
+"""Shape (R, 3): the points `RIGID` on the canonical face, in millimetres; x to the image's right, y down, z away.
 
 From the face geometry module of MediaPipe (Apache-2.0).
 """

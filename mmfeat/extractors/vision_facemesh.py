@@ -46,13 +46,13 @@ class FacemeshConfig(Config):
     columns: tuple[Group, ...] = Field(
         ("pose", "gaze", "landmarks_2d", "landmarks_3d", "measures"),
         min_length=1,
-        description="groups of columns, in their order: pose and gaze as OpenFace's; 68 landmarks in the image with roll "
-        "and size removed, in space with pose and size removed, or in pixels; expression measures",
+        description="groups of columns, in their order: pose and gaze as OpenFace's; 68 landmarks in the image with "
+        "roll and size removed, in space with pose and size removed, or in pixels; expression measures",
     )
     person: Literal["largest", "longest"] = Field(
         "largest",
-        description="whose face, where there are several: the one that fills most of the picture over the whole clip, or "
-        "the one that is seen longest. Where that face is gone, the next one in this order is taken",
+        description="whose face, where there are several: the one that fills most of the picture over the whole clip, "
+        "or the one that is seen longest. Where that face is gone, the next one in this order is taken",
     )
     max_faces: int = Field(3, ge=1, description="faces followed at once; each costs as much time as the first")
     detect_every: int = Field(15, ge=1, description="frames between looking for further faces while one is followed")
