@@ -19,8 +19,8 @@ Floats = NDArray[np.floating]
 # Of an adult eye: the iris moves on a sphere of this radius, whose centre lies here as seen from the middle of the
 # lids' corners: towards the temple, up, and back. The first two hold for the corners as the iris net places them, and
 # make the lines of sight of people who face a camera meet near it, as eyes converge on what they look at.
-_IRIS_ORBIT = 10.0
-_EYE_CENTRE = (1.8, 1.0, 6.0)
+_IRIS_ORBIT = 12.0
+_EYE_CENTRE = (2.0, 1.2, 6.0)
 _CORNERS = (33, 133, 263, 362)
 
 

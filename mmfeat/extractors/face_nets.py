@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -140,9 +141,8 @@ class FaceNets:
         return placed[:_LIDS], placed[_LIDS:]
 
 
-def _sigmoid(logits: Floats) -> Floats:
-    scores: Floats = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
-    return scores
+def _sigmoid(logits: Floats) -> Any:
+    return 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
 
 
 def _place(points: Floats, to_frame: NDArray[np.float64]) -> Floats:
