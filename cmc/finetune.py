@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmc.config import LETTERS, Config
 from cmc.data import Batch, Split, Task
@@ -41,14 +41,14 @@ class Finetuning:
 
     def __init__(
         self,
-        model: Multimodal,
+        model: nn.Module,
         train: Split,
         valid: Split,
         labels: Mapping[str, Mapping[str, Tensor]],
         config: Config,
         task: Task,
     ):
-        """`labels`: split → modality → frozen hard labels (N,), −1 for none."""
+        """`model`: Batch → Fused. `labels`: split → modality → frozen hard labels (N,), −1 for none."""
         self.model, self.config, self.task = model, config, task
         self.splits = {"train": train, "valid": valid}
         self.labels = labels
@@ -74,10 +74,8 @@ class Finetuning:
 
     def loss(self, split: str, batch: Batch) -> tuple[Tensor, Fused]:
         """CE(pred, M) + Σ_m CE(o_m, c_m) + L_c(h before fusion, c)."""
-        output = self.model(batch)
-        labels = {
-            m: only_present(self.labels[split][m][batch.index], batch, m) for m in self.model.modalities
-        }
+        output: Fused = self.model(batch)
+        labels = {m: only_present(self.labels[split][m][batch.index], batch, m) for m in output.h}
         loss = cross_entropy(output.logits, self.splits[split].label("M")[batch.index])
         for m, logits in output.experts.items():
             loss = loss + cross_entropy(logits, labels[m])
@@ -96,7 +94,7 @@ def frozen_labels(
 
 
 def finetune(
-    model: Multimodal,
+    model: nn.Module,
     train: Split,
     valid: Split,
     labels: Mapping[str, Mapping[str, Tensor]],

@@ -82,20 +82,19 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     hidden = f", without {' and '.join(result['dropped'])}" if result["dropped"] else ""
     table = Table(title=f"Split {result['split']}{hidden}{spread}")
-    table.add_column("clips")
-    table.add_column("number", justify="right")
-    table.add_column("model")
+    table.add_column("")
+    for group, clips in result["clips"].items():
+        table.add_column(f"{group}\n{clips} clips", justify="right")
     names = [name for name in _FIGURES if name in result["cmc"]["overall"]]
     for name in names:
-        table.add_column(_FIGURES[name], justify="right")
-    for group, clips in result["clips"].items():
-        table.add_row(group, str(clips), "CMC", *(percent(result["cmc"][group][name]) for name in names))
-        baseline = result["majority"][group]
-        cells = (percent(baseline[name]) if name in baseline else "" for name in names)
-        table.add_row("", "", "majority class", *cells, end_section=True)
+        cells = (percent(result["cmc"][group][name]) for group in result["clips"])
+        table.add_row(f"CMC, {_FIGURES[name]}", *cells, end_section=name == names[-1])
+    for name in result["majority"]["overall"]:
+        cells = (percent(result["majority"][group][name]) for group in result["clips"])
+        table.add_row(f"majority class, {_FIGURES[name]}", *cells)
     console.print(table)
     experts = Table(title="Experts after fusion")
-    for column in ("expert", "clips", "Acc, clip's label", "Acc, own label", "mean router weight"):
+    for column in ("expert", "clips", "Acc, clip's label", "Acc, own label", "router weight"):
         experts.add_column(column, justify="left" if column == "expert" else "right")
     for m, figures in result["experts"].items():
         own = figures.get("accuracy_own_label")

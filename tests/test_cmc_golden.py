@@ -109,9 +109,9 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def two_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
 
@@ -226,7 +226,7 @@ def weights(
     direction of its rounding error, here as there: every key bias (softmax does not see it) and a few weights of units
     that are all but dead. Such elements are left out by the size of their gradients. Of the others a few move when a
     ReLU's input is 0 to the last digit: this very test differs from itself by up to 9e-4 between 1 and 2 threads. So
-    999 of 1000 must be within the bound, and all within a fraction of the way that they went.
+    995 of 1000 must be within the bound, and all within a fraction of the way that they went.
     """
     theirs = from_reference(theirs, modality)
     ours = (averaged or model).state_dict()
@@ -246,4 +246,4 @@ def weights(
     print(f"{quantity:40} {float(deviation.max()):.2e} at most, {left_out} of {trained} elements left out")
     assert left_out < 0.005 * trained
     assert float(deviation.max()) < 2e-3
-    found.add(f"{quantity}, 999 of 1000", deviation.sort().values[int(0.999 * len(deviation))], 0.0)
+    found.add(f"{quantity}, 995 of 1000", deviation.sort().values[int(0.995 * len(deviation))], 0.0)

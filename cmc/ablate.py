@@ -1,0 +1,165 @@
+"""The method, its parts taken away one by one, and plain baselines: one table, mean ± std over seeds.
+
+Every variant is trained by the same loop with the same budget and selected on validation; the test split is read once
+per variant and seed, after its training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmc import run as runs
+from cmc.config import LETTERS, MODALITIES, Config, UsageError
+from cmc.data import Batch, Split, load
+from cmc.evaluate import figures, predict_split, read_truth
+from cmc.finetune import finetune
+from cmc.fusion import Fused
+from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from cmc.train import Material, fit, open_material
+from cmc.training import Report, seed_everything, silent
+from cmc.unimodal import Branch, Head, TextModel
+from mmfeat.layout import FeatureFile
+
+_PLAIN = {"labels": "multimodal", "fusion": False, "router": False, "contrastive": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "CMC": {},
+    "CMC, reference mode": {"mode": "reference"},
+    "CMC-GT": {"labels": "annotated"},
+    "no PLGM": {"labels": "multimodal"},
+    "no PFM": {"fusion": False},
+    "no MCR": {"router": False},
+    "no SupCon": {"contrastive": False},
+    "text only": {"use": ("text",), "labels": "multimodal", "contrastive": False},
+    "audio only": {"use": ("audio",), "labels": "multimodal", "contrastive": False},
+    "vision only": {"use": ("vision",), "labels": "multimodal", "contrastive": False},
+    "concatenation": _PLAIN,
+    "late fusion": _PLAIN,
+}
+"""Name → what differs from the given config. Late fusion is the mean of three unimodal classifiers' logits."""
+
+
+class Concatenation(nn.Module):
+    """One classifier on the three representations side by side; an absent modality's is zero."""
+
+    def __init__(self, columns: Mapping[str, int], classes: int, config: Config, text_model: TextModel | None):
+        super().__init__()
+        self.modalities = config.modalities
+        self.branches = nn.ModuleDict(
+            {m: Branch(m, columns[m], config, text_model if m == "text" else None) for m in self.modalities}
+        )
+        self.join = nn.Linear(len(self.modalities) * config.width, config.width)
+        self.head = Head(classes, config)
+
+    def forward(self, batch: Batch) -> Fused:
+        h = {m: self.branches[m](batch) for m in self.modalities}
+        present = torch.stack([batch.present(m) for m in self.modalities], 1)
+        logits = self.head(torch.relu(self.join(torch.cat(list(h.values()), 1))))
+        return Fused(logits, {}, h, present.float(), present)
+
+
+def ablate(
+    features: Path,
+    out: Path,
+    config: Config,
+    seeds: int,
+    truth: Path | None = None,
+    variants: Iterable[str] = tuple(VARIANTS),
+    report: Report = silent,
+) -> dict[str, list[dict[str, Any]]]:
+    """Variant → one result per seed; each is also written to `out`, and read back instead of trained again.
+
+    `truth` names a csv of unimodal labels (see cmc.evaluate.read_truth): they then teach CMC-GT, tell consistent from
+    conflicting clips, and count how many unimodal labels PLGM gets right. Variants that need labels which are not
+    there are left out. Raises UsageError for an unknown variant.
+    """
+    if unknown := set(variants) - set(VARIANTS):
+        raise UsageError(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    # Only what was asked for otherwise than the mode's preset goes to a variant, which may be of another mode.
+    preset = Config(mode=config.mode).model_dump()
+    given = {key: value for key, value in config.model_dump().items() if value != preset[key]}
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name in variants:
+        for k in range(seeds):
+            settings = given | VARIANTS[name] | {"seed": config.seed + k}
+            one = Config(**settings)
+            path = out / f"{name.replace(' ', '_').replace(',', '')}-{one.seed}.json"
+            result = _stored(path, one)
+            if result is None:
+                found = _one(name, features, one, truth, report)
+                if found is None:
+                    break
+                result = {"config": one.model_dump(mode="json")} | found
+                path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            results.setdefault(name, []).append(result)
+    return results
+
+
+def _stored(path: Path, config: Config) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["config"] == config.model_dump(mode="json") else None
+
+
+def _one(name: str, features: Path, config: Config, truth: Path | None, report: Report) -> dict[str, Any] | None:
+    """Train and evaluate a variant; None where the labels that it needs are not there."""
+    material = open_material(features, config)
+    material = replace(
+        material, train=_annotated(material.train, truth), valid=_annotated(material.valid, truth)
+    )
+    if config.labels == "annotated" and not (material.train.label("T") >= 0).any():
+        return None
+    seed_everything(config.seed)
+    if name == "concatenation":
+        model, record = _concatenate(material, config, report)
+        recovered = {}
+    else:
+        fitted = fit(material, config, report)
+        model, record = fitted.model, fitted.record
+        recovered = _recovered(material.train, fitted.states["train"]) if config.labels == "pseudo" else {}
+    with FeatureFile(features) as file:
+        test = _annotated(load(file, "test", material.task, config.calibrated), truth)
+        if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
+            test = cache(test, load_encoder(encoder_name(file.recipe), frozen=True))
+    unimodal = {key: test.label(key).numpy() for key in "TAV"}
+    result = figures(record, test.label("M").numpy(), unimodal, predict_split(model, test))
+    return {"recovered": recovered, "clips": result["clips"], "cmc": result["cmc"], "majority": result["majority"]}
+
+
+def _annotated(split: Split, truth: Path | None) -> Split:
+    if truth is None:
+        return split
+    labels = {key: torch.from_numpy(values) for key, values in read_truth(truth, split.ids).items()}
+    return replace(split, labels={"M": split.label("M")} | labels)
+
+
+def _recovered(train: Split, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Per modality: share of clips whose true unimodal label a copy of M has, and whose pseudo label is right."""
+    shares = {}
+    for m, state in states.items():
+        true = train.label(LETTERS[m])
+        known = (true >= 0) & train.present(m)
+        if known.any():
+            right, copied = (state.argmax(1) == true)[known], (train.label("M") == true)[known]
+            shares[m] = {"copying M": float(copied.float().mean()), "pseudo labels": float(right.float().mean())}
+    return shares
+
+
+def _concatenate(material: Material, config: Config, report: Report) -> tuple[Concatenation, runs.Record]:
+    encoder = load_encoder(material.encoder) if material.encoder else None
+    model = Concatenation(material.columns, material.task.classes, config, encoder)
+    splits = {"train": material.train, "valid": material.valid}
+    labels = {name: {m: split.label("M") for m in MODALITIES} for name, split in splits.items()}
+    best = finetune(model, material.train, material.valid, labels, config, material.task, report)
+    model.load_state_dict(best.weights)
+    counts = np.bincount(material.train.label("M").numpy(), minlength=material.task.classes).tolist()
+    return model, runs.Record(config, material.task, material.columns, material.features, None, counts)
