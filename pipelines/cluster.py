@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Worker
 
 ALLOWED_FAILURES = 2
 """A task that was running on this many workers when they died may be innocent; on one more, it is given
@@ -29,6 +33,9 @@ WORKER_ENVIRONMENT = {
     "DASK_LOGGING__DISTRIBUTED": "critical",
 }
 
+CONNECT_SECONDS = 10
+_LOG_VARIABLE = "MMFEAT_WORKER_LOG"
+
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
     # A worker deep in one long clip may hold the interpreter for minutes without a heartbeat. It is not dead.
@@ -38,8 +45,6 @@ _SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
-    # Not the cluster's `env`, which Dask sets only after it has imported numpy in the new process.
-    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
 }
 
 
@@ -55,17 +60,20 @@ def default_workers() -> int:
 
 
 @contextmanager
-def connect(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
+def connect(workers: int, scheduler: str | None = None, log: Path | None = None) -> Iterator[Client]:
     """A client of `scheduler` (an address such as tcp://host:8786), or of `workers` new processes here.
+
+    What the new processes write to standard error goes to the file `log`: decoders and model runtimes print there as
+    they like, right across the progress bar.
 
     Raises SchedulerError.
     """
-    with _remote(scheduler) if scheduler else _local(workers or default_workers()) as client:
+    with _remote(scheduler) if scheduler else _local(workers, log) as client:
         yield client
 
 
 @contextmanager
-def _local(workers: int) -> Iterator[Client]:
+def _local(workers: int, log: Path | None) -> Iterator[Client]:
     import logging
 
     import dask.config
@@ -73,14 +81,31 @@ def _local(workers: int) -> Iterator[Client]:
 
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # here; WORKER_ENVIRONMENT does it in the workers
+    environment = dict(WORKER_ENVIRONMENT)
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment[_LOG_VARIABLE] = str(log.resolve())
+    # The environment is not given as the cluster's `env`: Dask sets that only after the new process has loaded numpy.
+    settings = {"distributed.nanny.pre-spawn-environ": environment, "distributed.worker.preload": [__name__]}
     with (
-        dask.config.set(_SETTINGS),
+        dask.config.set(_SETTINGS | settings),
         _interrupts_held_back(),
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+        ) as cluster,
         Client(cluster) as client,
         _interrupts_let_through(),
     ):
         yield client
+
+
+def dask_setup(worker: Worker) -> None:
+    """Called by Dask in every worker process that `_local` starts, because this module is its preload."""
+    if log := os.environ.get(_LOG_VARIABLE):
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.dup2(file, sys.stderr.fileno())
+        os.close(file)
+        faulthandler.enable()  # a crash leaves the line of Python that it happened in
 
 
 @contextmanager
@@ -88,13 +113,30 @@ def _remote(address: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise SchedulerError(f"no Dask scheduler answers at {address}: {error}") from None
     with client:
         if not thread_count(client):
             raise SchedulerError(f"the scheduler at {address} has no workers; start some: dask worker {address}")
+        _check_workers(client)
         yield client
+
+
+def _check_workers(client: Client) -> None:
+    """Refuse workers that would make other features than this process, or none."""
+    try:
+        found = client.run(_mmfeat_version)
+    except (ImportError, RuntimeError) as error:
+        raise SchedulerError(f"workers cannot load mmfeat {_mmfeat_version()}: {error}") from None
+    if differing := {worker: version for worker, version in found.items() if version != _mmfeat_version()}:
+        raise SchedulerError(f"mmfeat is {_mmfeat_version()} here, but on workers: {differing}")
+
+
+def _mmfeat_version() -> str:
+    from mmfeat import __version__
+
+    return __version__
 
 
 def thread_count(client: Client) -> int:

@@ -21,14 +21,16 @@ HELP = "exit status: 0 all fine, 2 bad usage or configuration, 3 some clips fail
 
 # By name, so that no module is imported only to say what it may raise.
 _EXPECTED = {
+    "cmc.config.UsageError": Exit.USAGE,
+    "cmc.data.DataError": Exit.NOTHING_USABLE,
     "mmfeat.corpus.CorpusError": Exit.USAGE,
-    "mmfeat.extractors.MissingBackendError": Exit.USAGE,
     "mmfeat.demo.corpus.DemoError": Exit.USAGE,
     "mmfeat.layout.LayoutError": Exit.USAGE,
     "mmfeat.media.MediaError": Exit.NOTHING_USABLE,
     "mmfeat.models.ModelError": Exit.USAGE,
     "mmfeat.pack.NothingUsableError": Exit.NOTHING_USABLE,
     "mmfeat.recipe.RecipeError": Exit.USAGE,
+    "mmfeat.registry.MissingBackendError": Exit.USAGE,
     "mmfeat.words.AlignmentError": Exit.NOTHING_USABLE,
     "pipelines.cluster.SchedulerError": Exit.USAGE,
     "pipelines.exits.UsageError": Exit.USAGE,

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfeat.extractors import MissingBackendError
+from mmfeat.registry import MissingBackendError
 from mmfeat.shards import Store
-from pipelines.cluster import connect
+from pipelines.cluster import connect, default_workers
 from pipelines.schedule import Outcome, Stop, run_each
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from mmfeat.corpus import Clip, Corpus
     from mmfeat.recipe import Recipe
     from pipelines.progress import Report
+
+
+WORKER_LOG = "workers.log"
+"""In the work folder: what libraries had to say while they worked, and the last words of a worker that crashed."""
 
 
 class ExtractionError(RuntimeError):
@@ -114,7 +118,7 @@ def extract_corpus(
     began = time.monotonic()
     report(0, run.todo)
     # More processes than clips would only cost their start.
-    with connect(min(workers, run.todo) if workers else None, scheduler) as client:
+    with connect(min(workers or default_workers(), run.todo), scheduler, log=workdir / WORKER_LOG) as client:
         for outcome in run_each(client, task, todo, stop=stop):
             _account(run, outcome, store, fingerprints)
             report(run.done, run.todo, run.note(time.monotonic() - began))

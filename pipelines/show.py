@@ -12,7 +12,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     from rich.text import Text
 
     # Content is shown as it is: a clip or a path may hold what rich would take for markup.
-    shown = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False)
     for column in columns:
         shown.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
@@ -20,7 +20,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # a log file has no width; 80 would fold every reason
-    console.print(shown)
+    console.print(Text(title, "bold"), shown, sep="\n", soft_wrap=False)
 
 
 def plural(count: int, noun: str) -> str:

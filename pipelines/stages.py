@@ -30,6 +30,7 @@ class Stages:
         outputs = list(outputs)
         if self._is_current(name, inputs, outputs):
             return False
+        self._write(self._read() | {name: {"inputs": canonical_json(inputs), "outputs": None}})
         work()
         if missing := [str(path) for path in outputs if not path.exists()]:
             raise FileNotFoundError(f"stage {name} has not written {', '.join(missing)}")
@@ -38,9 +39,19 @@ class Stages:
         self.ran.append(name)
         return True
 
+    def was_cut_short(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the last try of a stage had the same inputs and did not end, so that it may go on from there."""
+        return self._read().get(name) == {"inputs": canonical_json(inputs), "outputs": None}
+
+    def forget(self, name: str) -> None:
+        """Have a stage done again: something changed that its inputs do not show."""
+        self._write({key: value for key, value in self._read().items() if key != name})
+
     def _is_current(self, name: str, inputs: Mapping[str, Any], outputs: list[Path]) -> bool:
         before = self._read().get(name, {})
         if before.get("inputs") != canonical_json(inputs) or not all(path.exists() for path in outputs):
+            return False
+        if before["outputs"] is None:
             return False
         return before["outputs"] == {str(self._relative(path)): digest(path) for path in outputs}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,13 +11,12 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import h5py
 import numpy as np
 import pytest
+from distributed import Client
 
 from mmfeat import corpus as corpora
 from mmfeat.clip import ClipReport
@@ -24,8 +24,11 @@ from mmfeat.corpus import Corpus
 from mmfeat.pack import pack
 from mmfeat.recipe import load_recipe
 from mmfeat.shards import Shard, Store
+from pipelines import cluster
 from pipelines import extract as extraction
+from pipelines.cluster import SchedulerError
 from pipelines.extract import ExtractionError, Job, extract_corpus
+from tests.media_files import tone, write_media
 
 FINGERPRINTS = {"vision": "0123456789abcdef", "audio": "fedcba9876543210"}
 
@@ -90,6 +93,7 @@ def test_a_clip_that_crashes_or_raises_costs_only_itself(tmp_path, monkeypatch):
         "raise": "ValueError: a thing that nobody thought of",
     }
     assert result.stages == Counter(decode=3.0, vision=9.0) and result.footage == 12.0
+    assert "Segmentation fault" in (workdir / extraction.WORKER_LOG).read_text()
     assert seen[0] == (0, 8, "") and seen[-1][:2] == (8, 8) and "2 failed" in seen[-1][2]
 
     # Now nothing is left, not even what failed: no cluster is started.
@@ -112,12 +116,45 @@ def test_a_full_disk_stops_the_run(tmp_path):
         run(corpus, tmp_path / "work", workers=1)
 
 
+def test_a_scheduler_that_a_user_has_started(tmp_path, monkeypatch):
+    corpus = make_corpus(tmp_path / "corpus", "a", "raise", "b")
+    address_file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    started = [
+        subprocess.Popen(
+            [*dask, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", address_file], **options
+        )
+    ]
+    try:
+        while not address_file.exists() or not address_file.read_text():
+            assert started[0].poll() is None
+            time.sleep(0.05)
+        address = json.loads(address_file.read_text())["address"]
+        with pytest.raises(SchedulerError, match=f"no workers; start some: dask worker {address}"):
+            run(corpus, tmp_path / "work", scheduler=address)
+        started.append(subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"], **options))
+        with Client(address) as client:
+            client.wait_for_workers(1, timeout=30)
+        result = run(corpus, tmp_path / "work", scheduler=address)
+        assert (result.done, result.failed) == (3, 1)
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(20)
+
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(SchedulerError, match="no Dask scheduler answers at"):
+        run(corpus, tmp_path / "work2", scheduler=address)
+
+
 INTERRUPTED = """
 import sys
 from pathlib import Path
 from mmfeat import corpus
 from pipelines.schedule import stop_on_interrupt
-from test_pipelines_extract import run
+from tests.test_pipelines_extract import run
 
 if __name__ == "__main__":
     with stop_on_interrupt(lambda: print("finishing", flush=True)) as stop:
@@ -138,7 +175,7 @@ def test_ctrl_c_leaves_a_state_that_the_next_run_continues(tmp_path, times):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # a terminal sends Ctrl-C to the whole process group, workers included
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     deadline = time.monotonic() + 60
     while not (log.exists() and len(log.read_text().split()) >= 3) and time.monotonic() < deadline:
@@ -163,22 +200,9 @@ def test_ctrl_c_leaves_a_state_that_the_next_run_continues(tmp_path, times):
 
 
 def write_clip(path: Path, seed: int) -> None:
-    """Half a second of coloured noise with a tone; there is no face in it."""
-    rng = np.random.default_rng(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w") as file:
-        video = file.add_stream("libx264", rate=10)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        audio = file.add_stream("aac", rate=16000)
-        for _ in range(5):
-            picture = rng.integers(0, 255, (48, 64, 3), np.uint8)
-            file.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        file.mux(video.encode())
-        tone = np.sin(np.arange(8192) * (0.05 + 0.01 * seed)).astype(np.float32)[None]
-        sound = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
-        sound.sample_rate, sound.time_base, sound.pts = 16000, Fraction(1, 16000), 0
-        file.mux(audio.encode(sound))
-        file.mux(audio.encode())
+    """Half a second of noise with a tone; there is no face in it."""
+    noise = np.random.default_rng(seed).integers(0, 255, (5, 48, 64, 3), np.uint8)
+    write_media(path, list(noise), sound=tone(0.5, pitch=200 + 20 * seed), fps=10)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:

@@ -37,6 +37,16 @@ def test_a_stage_runs_again_exactly_when_inputs_or_outputs_changed(tmp_path):
     assert len(calls) == 4
 
 
+def test_a_forgotten_stage_runs_again(tmp_path):
+    stages = Stages(tmp_path / "s.json")
+    for name in ("one", "two"):
+        stages.run(name, {}, [tmp_path / name], lambda name=name: (tmp_path / name).touch())
+    stages.forget("one")
+    assert stages.run("one", {}, [tmp_path / "one"], lambda: None)
+    assert not stages.run("two", {}, [tmp_path / "two"], lambda: None)
+    assert stages.ran == ["one", "two", "one"]
+
+
 def test_a_stage_that_failed_is_not_recorded(tmp_path):
     out, _ = make(tmp_path)
 
@@ -44,8 +54,11 @@ def test_a_stage_that_failed_is_not_recorded(tmp_path):
         out.write_text("half")
         raise RuntimeError
 
+    stages = Stages(tmp_path / "s.json")
+    assert not stages.was_cut_short("one", {})
     with pytest.raises(RuntimeError):
-        Stages(tmp_path / "s.json").run("one", {}, [out], fail)
+        stages.run("one", {}, [out], fail)
+    assert stages.was_cut_short("one", {}) and not stages.was_cut_short("one", {"a": 1})
     assert Stages(tmp_path / "s.json").run("one", {}, [out], lambda: out.write_text("whole"))
 
 

@@ -40,15 +40,14 @@ def run(args: argparse.Namespace) -> Exit:
 
 def default_recipe_trouble() -> str:
     """Why the default recipe cannot run on this machine; empty where it can."""
-    from mmfeat import words
-    from mmfeat.extractors import MissingBackendError
     from mmfeat.recipe import RecipeError, load_recipe
+    from mmfeat.registry import MissingBackendError
 
     try:
         recipe = load_recipe("default")
         for part in recipe.parts():
             recipe.make(part)
-    except (MissingBackendError, RecipeError, words.AlignmentError) as error:
+    except (MissingBackendError, RecipeError) as error:
         return str(error)
     return ""
 

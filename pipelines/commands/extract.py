@@ -1,20 +1,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.exits import Exit, UsageError
-from pipelines.progress import duration, progress
-from pipelines.show import plural, table
-
-if TYPE_CHECKING:
-    from mmfeat.pack import PackReport
-    from pipelines.extract import Extraction
 
 SUMMARY = "extract the features of a corpus into one HDF5 file"
 EXAMPLES = (
@@ -55,97 +44,27 @@ def positive(text: str) -> int:
     return number
 
 
-@dataclass
-class Extracted:
-    status: Exit
-    extraction: Extraction
-    packed: PackReport | None = None
-
-
 def run(args: argparse.Namespace) -> Exit:
-    return extract(
-        args.corpus,
+    from mmfeat import corpus
+    from mmfeat.recipe import load_recipe
+    from pipelines.features import make_features
+
+    check_options(args)
+    if args.out.is_dir():
+        raise UsageError(f"{args.out} is a folder; -o names the file to write: {args.out / 'features.h5'}")
+    return make_features(
+        corpus.load(args.corpus.resolve()),  # workers may run in another folder
+        load_recipe(args.recipe),
         args.out,
-        recipe=args.recipe,
+        workdir=args.workdir,
         aligned=args.aligned,
         workers=args.workers,
         scheduler=args.scheduler,
-        workdir=args.workdir,
         retry_failed=args.retry_failed,
     )
 
 
-def extract(
-    corpus_folder: Path,
-    out: Path,
-    *,
-    recipe: str = "default",
-    aligned: bool = False,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    workdir: Path | None = None,
-    retry_failed: bool = False,
-) -> Exit:
-    """Check, extract and pack a corpus, and say what became of it."""
-    from mmfeat import corpus, pack
-    from mmfeat.recipe import load_recipe
-    from mmfeat.shards import Store
-    from pipelines.commands.check import show_problems
-    from pipelines.extract import extract_corpus
-    from pipelines.schedule import stop_on_interrupt
-
-    if workers and scheduler:
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UsageError where options contradict each other."""
+    if args.workers and args.scheduler:
         raise UsageError("--workers starts processes here, --scheduler uses those of a cluster: give one of them")
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder; -o names the file to write, such as {out / 'features.h5'}")
-    typed = load_recipe(recipe)
-    workdir = (workdir or out.with_suffix(".work")).resolve()
-    loaded = corpus.load(corpus_folder.resolve())
-    show_problems(loaded)
-    with stop_on_interrupt(_announce) as stop, progress("Extracting") as report:
-        extraction = extract_corpus(
-            loaded,
-            typed,
-            workdir,
-            workers=workers,
-            scheduler=scheduler,
-            retry_failed=retry_failed,
-            stop=stop,
-            report=report,
-        )
-    if extraction.reused:
-        print(f"{plural(extraction.reused, 'clip')} of {len(loaded.clips)} had been extracted before.")
-    if extraction.interrupted:
-        left = extraction.todo - extraction.done
-        print(f"Stopped with {plural(left, 'clip')} left. The same command continues there.", file=sys.stderr)
-        return Exit.INTERRUPTED
-    began = time.monotonic()
-    with progress("Packing") as report:
-        packed = pack.pack(loaded, typed, Store(workdir), out, aligned=aligned, report=report)
-    show_result(extraction, packed, time.monotonic() - began)
-    return Exit.SOME_FAILED if packed.failed else Exit.OK
-
-
-def _announce() -> None:
-    print("\nFinishing the clips that are running; Ctrl-C again stops at once.", file=sys.stderr)
-
-
-def show_result(extraction: Extraction, packed: PackReport, packing: float) -> None:
-    statuses = Counter((clip.status, clip.reason) for clip in packed.clips)
-    rows = [(count, status, reason) for (status, reason), count in sorted(statuses.items(), key=lambda kv: -kv[1])]
-    table("Clips", ("clips", "status", "reason"), rows, numbers=("clips",))
-    if extraction.done:
-        total = sum(extraction.stages.values()) or 1.0
-        spent = [
-            (stage, f"{seconds:.1f}", f"{seconds / total:.0%}") for stage, seconds in extraction.stages.most_common()
-        ]
-        print()
-        table("Time, summed over workers", ("stage", "seconds", "share"), spent, numbers=("seconds", "share"))
-        print(
-            f"\n{plural(extraction.done, 'clip')}, {duration(extraction.footage)} of footage in "
-            f"{duration(extraction.wall)}: {extraction.real_time_factor:.1f} times faster than real time."
-        )
-    print(f"\n{packed.path}: {packed.ok} clips packed in {duration(packing)}, {len(packed.failed)} failed.")
-    for modality, count in packed.truncated.items():
-        if count:
-            print(f"{plural(count, 'clip')} longer than the padded length lost the end of their {modality}.")

@@ -1,0 +1,118 @@
+"""A corpus to its feature file, with everything said on the way: problems, progress, and what became of each clip."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmfeat.pack import PackReport, pack
+from mmfeat.shards import Store
+from pipelines.commands.check import show_problems
+from pipelines.exits import Exit
+from pipelines.extract import Extraction, extract_corpus
+from pipelines.progress import duration, progress
+from pipelines.schedule import stop_on_interrupt
+from pipelines.show import plural, table
+from pipelines.stages import Stages, source_digest
+
+if TYPE_CHECKING:
+    from mmfeat.corpus import Corpus
+    from mmfeat.recipe import Recipe
+
+
+def make_features(
+    corpus: Corpus,
+    recipe: Recipe,
+    out: Path,
+    *,
+    workdir: Path | None = None,
+    aligned: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+    stages: Stages | None = None,
+) -> Exit:
+    """Extract what is missing, pack it into `out`, and print what happened.
+
+    With `stages`, packing is skipped where it would write what is there.
+    Raises what `extract_corpus` and `pack` raise.
+    """
+    workdir = workdir or out.with_suffix(".work")
+    show_problems(corpus)
+    with stop_on_interrupt(_announce) as stop, progress("Extracting") as report:
+        extraction = extract_corpus(
+            corpus,
+            recipe,
+            workdir,
+            workers=workers,
+            scheduler=scheduler,
+            retry_failed=retry_failed,
+            stop=stop,
+            report=report,
+        )
+    if stages and extraction.done:
+        stages.forget("features")
+    if extraction.reused:
+        print(f"{plural(extraction.reused, 'clip')} of {len(corpus.clips)} had been extracted before.")
+    if extraction.interrupted:
+        left = extraction.todo - extraction.done
+        print(f"Stopped with {plural(left, 'clip')} left. The same command continues there.", file=sys.stderr)
+        return Exit.INTERRUPTED
+
+    def write() -> None:
+        began = time.monotonic()
+        with progress("Packing") as report:
+            packed = pack(corpus, recipe, Store(workdir.resolve()), out, aligned=aligned, report=report)
+        show_result(extraction, packed, time.monotonic() - began)
+
+    inputs = {
+        "clips": hashlib.sha256(repr(corpus.clips).encode()).hexdigest(),
+        "recipe": recipe.resolved(),
+        "fingerprints": recipe.fingerprints(),
+        "aligned": aligned,
+        "code": source_digest("mmfeat"),
+    }
+    if stages is None:
+        write()
+    elif not stages.run("features", inputs, [out], write):
+        print(f"{out} is up to date.")
+    return _status(out)
+
+
+def _status(out: Path) -> Exit:
+    from mmfeat.clip import FAILED
+    from mmfeat.layout import FeatureFile
+
+    with FeatureFile(out) as file:
+        return Exit.SOME_FAILED if any(clip.status == FAILED for clip in file.clips()) else Exit.OK
+
+
+def _announce() -> None:
+    print("\nFinishing the clips that are running; Ctrl-C again stops at once.", file=sys.stderr)
+
+
+def show_result(extraction: Extraction, packed: PackReport, packing: float) -> None:
+    """Clips by status and reason, and where the time went."""
+    statuses = Counter((clip.status, clip.reason) for clip in packed.clips)
+    rows = [(count, status, reason) for (status, reason), count in statuses.most_common()]
+    table("Clips", ("clips", "status", "reason"), rows, numbers=("clips",))
+    if extraction.done:
+        total = sum(extraction.stages.values()) or 1.0
+        spent = [
+            (stage, f"{seconds:.1f}", f"{seconds / total:.0%}") for stage, seconds in extraction.stages.most_common()
+        ]
+        print()
+        table("Time, summed over workers", ("stage", "seconds", "share"), spent, numbers=("seconds", "share"))
+        print(
+            f"\n{plural(extraction.done, 'clip')}, {duration(extraction.footage)} of footage in "
+            f"{duration(extraction.wall)}: {extraction.real_time_factor:.1f} times real time."
+        )
+    packed_clips, failed = plural(packed.ok, "clip"), len(packed.failed)
+    print(f"\n{packed.path}: {packed_clips} packed in {duration(packing)}, {failed} failed.")
+    for modality, count in packed.truncated.items():
+        if count:
+            print(f"{plural(count, 'clip')} longer than the padded length lost the end of their {modality}.")
