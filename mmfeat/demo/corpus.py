@@ -31,7 +31,7 @@ class Demo:
     folder: Path
     """label.csv and Raw/<video_id>/<clip_id>.mp4: all that training may see."""
     truth: Path
-    """planted.csv (true T, A, V, M), true_words.json (word times) and demo.json (how the corpus was made)."""
+    """planted.csv (true label_T, label_A, label_V, and label, their consensus), true_words.json (word times) and demo.json (how the corpus was made)."""
     clips: int
     made: int
     """How many of them this call made; the others were there."""
@@ -66,7 +66,7 @@ def make_demo(
     _write_text(truth / "true_words.json", json.dumps(words, ensure_ascii=False, indent=1))
     _write_csv(
         truth / "planted.csv",
-        ("video_id", "clip_id", "mode", "T", "A", "V", "M"),
+        ("video_id", "clip_id", "mode", "label_T", "label_A", "label_V", "label"),
         [(c.video_id, c.clip_id, c.split, c.T, c.A, c.V, c.M) for c in planned],
     )
     # Last: a folder with a label.csv is a whole corpus.
