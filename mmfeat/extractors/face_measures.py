@@ -82,7 +82,9 @@ def _lip_corner_pull(face: Floats, side: Side) -> Floats:
 
 
 def _brow_furrow(face: Floats) -> Floats:
-    return -_distance(face, 107, 336)
+    """Brows drawn together and down."""
+    height = (_brow_raise_inner(face, _LEFT) + _brow_raise_inner(face, _RIGHT)) / 2
+    return -_distance(face, 107, 336) - height
 
 
 def _upper_lip_raise(face: Floats) -> Floats:

@@ -1,0 +1,162 @@
+"""How far `facemesh` agrees with OpenFace 2 on one video.
+
+    python tests/benchmarks/vs_openface.py VIDEO CSV
+
+CSV is what OpenFace's FeatureExtraction wrote for VIDEO. Compared are the frames in which both see a face: landmark
+error over inter-ocular distance, head pose, gaze, and each expression measure with the action unit that it stands for.
+A correlation says nothing where the thing measured keeps still, so what moved is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmfeat.extractors.vision_facemesh import Facemesh, FacemeshConfig
+from mmfeat.media import open_media
+from mmfeat.track import Track
+
+Floats = NDArray[np.float64]
+
+ACTION_UNITS = {
+    "AU01": "brow_raise_inner",
+    "AU02": "brow_raise_outer",
+    "AU04": "brow_furrow",
+    "AU05": "upper_lid_raise",
+    "AU07": "lower_lid_raise",
+    "AU09": "nose_wrinkle",
+    "AU10": "upper_lip_raise",
+    "AU12": "lip_corner_pull",
+    "AU15": "lip_corner_raise",
+    "AU17": "chin_raise",
+    "AU20": "lip_stretch",
+    "AU23": "lip_tighten",
+    "AU25": "lip_parting",
+    "AU26": "jaw_drop",
+    "AU45": "eye_closure",
+}
+"""OpenFace's action unit → the measure that should follow it (AU15, lip corners down, with the opposite sign)."""
+_REGIONS = {"jaw": (0, 17), "brows": (17, 27), "nose": (27, 36), "eyes": (36, 48), "mouth": (48, 68)}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of one pair of columns."""
+
+    ours: str
+    theirs: str
+    r: float
+    """Pearson correlation; NaN where either keeps still."""
+    moved: float
+    """5th to 95th percentile of OpenFace's values."""
+    offset: float
+    """Median of ours less theirs."""
+    difference: float
+    """Mean absolute difference after the offset."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    frames: int
+    """In which both see a face."""
+    landmarks: dict[str, float]
+    """Mean error over inter-ocular distance: `all`, then by region."""
+    pose: list[Agreement]
+    """Rotations, in degrees."""
+    gaze: list[Agreement]
+    """In degrees."""
+    measures: list[Agreement]
+
+
+def read_openface(path: Path) -> dict[str, Floats]:
+    """Column → values; older versions put blanks into the header."""
+    with path.open(newline="") as file:
+        table = list(csv.reader(file, skipinitialspace=True))
+    values = np.array(table[1:], np.float64)
+    return {name.strip(): values[:, column] for column, name in enumerate(table[0])}
+
+
+def compare(track: Track, theirs: dict[str, Floats]) -> Comparison:
+    """`track` holds the columns pose, gaze, landmarks_px and measures. Raises ValueError where no frame is common."""
+    # OpenFace's timestamps are rounded to milliseconds.
+    rows = np.searchsorted(track.times[:, 0] + 0.002, theirs["timestamp"])
+    rows = np.clip(rows, 0, len(track) - 1)
+    near = np.abs(track.times[rows, 0] - theirs["timestamp"]) < 0.02
+    both = near & (theirs["success"] == 1) & (theirs["confidence"] > 0.7) & track.valid[rows]
+    if both.sum() < 2:
+        raise ValueError("fewer than two frames in which both see a face")
+    openface = {name: values[both] for name, values in theirs.items()}
+    ours = {name: track.values[rows[both], column].astype(np.float64) for column, name in enumerate(track.names)}
+
+    def agree(mine: str, other: str, scale: float = 1.0) -> Agreement:
+        a, b = ours[mine] * scale, openface[other] * scale
+        still = a.std() < 1e-9 or b.std() < 1e-9
+        offset = float(np.median(a - b))
+        low, high = np.percentile(b, (5, 95))
+        r = float("nan") if still else float(np.corrcoef(a, b)[0, 1])
+        return Agreement(mine, other, r, float(high - low), offset, float(np.abs(a - b - offset).mean()))
+
+    degrees = 180 / np.pi
+    return Comparison(
+        int(both.sum()),
+        _landmark_error(ours, openface),
+        [agree(f"pose_R{axis}", f"pose_R{axis}", degrees) for axis in "xyz"],
+        [agree(f"gaze_angle_{axis}", f"gaze_angle_{axis}", degrees) for axis in "xy"],
+        [agree(name, f"{unit}_r") for unit, name in ACTION_UNITS.items() if f"{unit}_r" in openface],
+    )
+
+
+def _landmark_error(ours: dict[str, Floats], theirs: dict[str, Floats]) -> dict[str, float]:
+    def points(columns: dict[str, Floats]) -> Floats:
+        return np.stack([[columns[f"{axis}_{point}"] for point in range(68)] for axis in "xy"], axis=-1)
+
+    mine, other = points(ours), points(theirs)
+    error = np.linalg.norm(mine - other, axis=2) / np.linalg.norm(other[36] - other[45], axis=1)
+    by_region = {name: float(error[first:stop].mean()) for name, (first, stop) in _REGIONS.items()}
+    return {"all": float(error.mean()), **by_region}
+
+
+def run(video: Path) -> tuple[Track, float]:
+    """The track that `compare` needs, and CPU milliseconds per frame without decoding."""
+    extractor = Facemesh(FacemeshConfig(columns=("pose", "gaze", "landmarks_px", "measures")))
+    with open_media(video) as media:
+        frames = list(media.frames())
+    began = time.process_time()
+    track = extractor(frames)
+    return track, (time.process_time() - began) * 1000 / max(1, len(track))
+
+
+def report(found: Comparison) -> str:
+    lines = [f"{found.frames} frames with a face in both", "", "landmark error / inter-ocular distance"]
+    lines += [f"  {name:<8}{100 * error:6.2f} %" for name, error in found.landmarks.items()]
+    for title, unit, agreements in (
+        ("head pose", "°", found.pose),
+        ("gaze", "°", found.gaze),
+        ("expression measures and action units", "", found.measures),
+    ):
+        lines += ["", f"{title:<42}{'r':>8}{'moved':>10}{'offset':>10}{'difference':>12}"]
+        for one in agreements:
+            name = one.ours if one.ours == one.theirs else f"{one.ours} – {one.theirs}"
+            scaled = f"{one.offset:9.2f}{unit}{one.difference:11.2f}{unit}" if unit else ""
+            lines.append(f"  {name:<40}{one.r:8.2f}{one.moved:9.2f}{unit or ' '}{scaled}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("video", type=Path)
+    parser.add_argument("csv", type=Path, help="OpenFace 2's output for the video")
+    arguments = parser.parse_args()
+    track, milliseconds = run(arguments.video)
+    print(report(compare(track, read_openface(arguments.csv))))
+    print(f"\n{milliseconds:.2f} ms of CPU per frame without decoding")
+
+
+if __name__ == "__main__":
+    main()
