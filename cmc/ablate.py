@@ -113,15 +113,14 @@ def _stored(path: Path, config: Config) -> dict[str, Any] | None:
 def _one(name: str, features: Path, config: Config, truth: Path | None, report: Report) -> dict[str, Any] | None:
     """Train and evaluate a variant; None where the labels that it needs are not there."""
     material = open_material(features, config)
-    material = replace(
-        material, train=_annotated(material.train, truth), valid=_annotated(material.valid, truth)
-    )
+    material = replace(material, train=_annotated(material.train, truth), valid=_annotated(material.valid, truth))
     if config.labels == "annotated" and not (material.train.label("T") >= 0).any():
         return None
     seed_everything(config.seed)
+    model: nn.Module
     if name == "concatenation":
         model, record = _concatenate(material, config, report)
-        recovered = {}
+        recovered: dict[str, Any] = {}
     else:
         fitted = fit(material, config, report)
         model, record = fitted.model, fitted.record
@@ -158,6 +157,7 @@ def _concatenate(material: Material, config: Config, report: Report) -> tuple[Co
     encoder = load_encoder(material.encoder) if material.encoder else None
     model = Concatenation(material.columns, material.task.classes, config, encoder)
     splits = {"train": material.train, "valid": material.valid}
+    labels: dict[str, dict[str, Tensor]]
     labels = {name: {m: split.label("M") for m in MODALITIES} for name, split in splits.items()}
     best = finetune(model, material.train, material.valid, labels, config, material.task, report)
     model.load_state_dict(best.weights)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - a known kind becomes one line, any other is raised again
+    except Exception as error:
         status = _status(error)
         if status is None or args.debug:
             raise
@@ -216,7 +216,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     result = results[0] if len(results) == 1 else seeds.together(results)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if len(results) > 1:
-        name = "metrics.json" if args.split == "test" and not args.drop else f"metrics_{'_'.join([args.split, *args.drop])}.json"
+        name = (
+            "metrics.json"
+            if args.split == "test" and not args.drop
+            else f"metrics_{'_'.join([args.split, *args.drop])}.json"
+        )
         (args.folder / name).write_text(text, encoding="utf-8")
     draw_confusion(result, args.folder / "confusion.png")
     if args.json:

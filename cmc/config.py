@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MODALITIES = ("text", "audio", "vision")
+Modality = Literal["text", "audio", "vision"]
+MODALITIES: tuple[Modality, ...] = ("text", "audio", "vision")
 """The order of experts, of the rows of X and of everything stored per modality."""
 LETTERS = {"text": "T", "audio": "A", "vision": "V"}
 
@@ -52,52 +53,59 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Mode = Field("calibrated", description="the method put right, or the published code's behaviour to the letter")
-    seed: int = Field(1111, ge=0, description="of weights, batch order and dropout")
+    mode: Mode = Field(
+        default="calibrated", description="the method put right, or the published code's behaviour to the letter"
+    )
+    seed: int = Field(default=1111, ge=0, description="of weights, batch order and dropout")
     labels: Literal["pseudo", "multimodal", "annotated"] = Field(
-        "pseudo",
+        default="pseudo",
         description="unimodal targets: made by PLGM, copies of the clip's label, or the annotated ones (CMC-GT)",
     )
     polarity: Literal["positive", "negative"] = Field(
-        "positive",
+        default="positive",
         description="the binary question: positive or not (CH-SIMS, v2), or negative or not (MOSI, MOSEI)",
     )
     text: Literal["finetune", "freeze"] = Field(
-        "finetune", description="whether stage 2 trains the text encoder; with annotated labels stage 1 does too"
+        default="finetune",
+        description="whether stage 2 trains the text encoder; with annotated labels stage 1 does too",
     )
 
-    layers: int = Field(2, ge=1, description="Transformer encoder layers per modality")
-    heads: int = Field(4, ge=1, description="attention heads")
-    width: int = Field(32, ge=1, description="size of every modality's representation")
-    dropout: float = Field(0.1, ge=0, lt=1, description="within encoder layers")
-    out_dropout: float = Field(0.3, ge=0, lt=1, description="within classification heads")
-    top_k: int = Field(3, ge=1, le=3, description="experts that the router keeps per clip")
-    temperature: float = Field(0.07, gt=0, description="τ of the contrastive term and of fusion")
-    fusion: bool = Field(True, description="PFM: mix the modalities by their similarity before the experts")
-    router: bool = Field(True, description="MCR: weight experts per clip; without it they count alike")
-    contrastive: bool = Field(True, description="the supervised contrastive term in both stages' losses")
-    use: tuple[Literal["text", "audio", "vision"], ...] = Field(MODALITIES, description="modalities to train on")
+    layers: int = Field(default=2, ge=1, description="Transformer encoder layers per modality")
+    heads: int = Field(default=4, ge=1, description="attention heads")
+    width: int = Field(default=32, ge=1, description="size of every modality's representation")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="within encoder layers")
+    out_dropout: float = Field(default=0.3, ge=0, lt=1, description="within classification heads")
+    top_k: int = Field(default=3, ge=1, le=3, description="experts that the router keeps per clip")
+    temperature: float = Field(default=0.07, gt=0, description="τ of the contrastive term and of fusion")
+    fusion: bool = Field(default=True, description="PFM: mix the modalities by their similarity before the experts")
+    router: bool = Field(default=True, description="MCR: weight experts per clip; without it they count alike")
+    contrastive: bool = Field(default=True, description="the supervised contrastive term in both stages' losses")
+    use: tuple[Modality, ...] = Field(default=MODALITIES, description="modalities to train on")
 
-    batch_size: int = Field(32, ge=2, description="clips per step")
-    pretrain_epochs: int = Field(100, ge=1, description="at most, stage 1")
-    epochs: int = Field(100, ge=1, description="at most, stage 2")
-    patience: int = Field(10, ge=1, description="epochs without a better validation loss before a stage ends")
-    lr: float = Field(1e-3, gt=0, description="learning rate of everything but the text encoder")
-    lr_text: float = Field(5e-5, gt=0, description="learning rate of the text encoder")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of everything but the text encoder")
-    weight_decay_text: float = Field(1e-3, ge=0, description="L2 term of the text encoder's weights")
+    batch_size: int = Field(default=32, ge=2, description="clips per step")
+    pretrain_epochs: int = Field(default=100, ge=1, description="at most, stage 1")
+    epochs: int = Field(default=100, ge=1, description="at most, stage 2")
+    patience: int = Field(default=10, ge=1, description="epochs without a better validation loss before a stage ends")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate of everything but the text encoder")
+    lr_text: float = Field(default=5e-5, gt=0, description="learning rate of the text encoder")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled weight decay of everything but the text encoder"
+    )
+    weight_decay_text: float = Field(default=1e-3, ge=0, description="L2 term of the text encoder's weights")
 
     label_momentum: tuple[float, float, float] = Field(
-        (0.8, 0.8, 0.8), description="m0 of the soft label states of text, audio and vision"
+        default=(0.8, 0.8, 0.8), description="m0 of the soft label states of text, audio and vision"
     )
-    label_gamma: float = Field(0.0, ge=0, description="γ of their schedule m(e) = 1 − (1 − m0)/e^γ")
-    label_warmup: int = Field(2, ge=0, description="epochs before the first update of the label states")
+    label_gamma: float = Field(default=0.0, ge=0, description="γ of their schedule m(e) = 1 − (1 − m0)/e^γ")
+    label_warmup: int = Field(default=2, ge=0, description="epochs before the first update of the label states")
     ema_momentum: tuple[float, float, float] = Field(
-        (0.8, 0.9, 0.6), description="reference mode: m0 of the weight averages of text, audio and vision"
+        default=(0.8, 0.9, 0.6), description="reference mode: m0 of the weight averages of text, audio and vision"
     )
-    ema_gamma: tuple[float, float, float] = Field((2.5, 5.0, 2.0), description="reference mode: γ of their schedules")
+    ema_gamma: tuple[float, float, float] = Field(
+        default=(2.5, 5.0, 2.0), description="reference mode: γ of their schedules"
+    )
     ema_epochs: float = Field(
-        1.0, gt=0, description="calibrated mode: epochs of training that the weight average spans"
+        default=1.0, gt=0, description="calibrated mode: epochs of training that the weight average spans"
     )
 
     @model_validator(mode="before")

@@ -83,7 +83,9 @@ class Split:
 
     def batch(self, index: Tensor) -> Batch:
         """The clips of rows `index`, each modality trimmed to its last step that any of them has."""
-        inputs, masks, longest = {}, {}, {}
+        inputs: dict[str, Tensor] = {}
+        masks: dict[str, Tensor | None] = {}
+        longest: dict[str, int] = {}
         for modality in MODALITIES:
             mask = self.masks[modality]
             if mask is not None:
@@ -132,13 +134,13 @@ def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True) 
 
     With labels, clips whose own label is missing are left out. Raises DataError where no clip is left.
     """
-    tensors = {modality: torch.from_numpy(file.read(split, modality)) for modality in MODALITIES}
+    tensors: dict[str, Tensor] = {modality: torch.from_numpy(file.read(split, modality)) for modality in MODALITIES}
     tokens = torch.from_numpy(file.read(split, "text_bert").astype(np.int64))
     masks: dict[str, Tensor | None] = dict.fromkeys(MODALITIES)
     if masked:
         masks = {modality: torch.from_numpy(file.read(split, f"{modality}_mask")) for modality in TIMED}
         masks["text"] = text_mask(tokens)
-    loaded = Split(tuple(file.read(split, "id")), tensors, masks, tokens, task and _labels(file, split, task))
+    loaded = Split(tuple(file.read(split, "id")), tensors, masks, tokens, _labels(file, split, task) if task else None)
     loaded = finite(loaded)
     if task is not None:
         loaded = loaded.select(loaded.label("M") >= 0)
@@ -188,17 +190,9 @@ def _labels(file: FeatureFile, split: str, task: Task) -> dict[str, Tensor]:
         return {"M": torch.from_numpy(file.read(split, "classification_labels"))} | dict.fromkeys("TAV", unknown)
     keys = {"M": REGRESSION} | {LETTERS[modality]: key for modality, key in UNIMODAL.items()}
     return {
-        letter: torch.from_numpy(polarity(file.read(split, key)))
-        if (split, key) in file
-        else torch.full((clips,), -1)
+        letter: torch.from_numpy(polarity(file.read(split, key))) if (split, key) in file else torch.full((clips,), -1)
         for letter, key in keys.items()
     }
-
-
-def dims(file: FeatureFile) -> dict[str, int]:
-    """Modality → number of columns."""
-    split = file.splits[0]
-    return {modality: file.dataset(split, modality).shape[2] for modality in MODALITIES}
 
 
 def open_features(path: Path) -> FeatureFile:

@@ -11,22 +11,25 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
-class Average:
+class Average(Generic[M]):
     """An averaged copy of `model`, equal at the start and always in evaluation mode.
 
     `shared` names modules that are not trained: they are not copied, the average uses the model's own.
     """
 
-    def __init__(self, model: nn.Module, buffers: bool, shared: Iterable[nn.Module] = ()):
+    def __init__(self, model: M, buffers: bool, shared: Iterable[nn.Module] = ()):
         memo = {id(module): module for module in shared}
         self.model = copy.deepcopy(model, memo).eval()
         fixed = {id(tensor) for module in shared for tensor in module.state_dict(keep_vars=True).values()}
-        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.model.parameters(), model.parameters(), strict=True))
         if buffers:
             pairs += list(zip(self.model.buffers(), model.buffers(), strict=True))
         pairs = [pair for pair in pairs if id(pair[1]) not in fixed]

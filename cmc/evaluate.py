@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cmc import run as runs
 from cmc.config import LETTERS
 from cmc.data import DataError, Split, Task, load, task_of
-from cmc.fusion import Fused, Multimodal
+from cmc.fusion import Fused
 from cmc.metrics import (
     DEFINITIONS,
     NON0,
@@ -42,12 +43,12 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict_split(model: Multimodal, split: Split, batch_size: int = 64) -> Predictions:
+def predict_split(model: nn.Module, split: Split, batch_size: int = 64) -> Predictions:
     """Run a model over a split in order."""
     outputs: list[Fused] = [model.eval()(batch) for batch in split.batches(batch_size)]
     return Predictions(
         torch.cat([o.logits for o in outputs]).numpy(),
-        {m: torch.cat([o.experts[m] for o in outputs]).numpy() for m in model.modalities},
+        {m: torch.cat([o.experts[m] for o in outputs]).numpy() for m in outputs[0].experts},
         torch.cat([o.gates for o in outputs]).numpy(),
         torch.cat([o.present for o in outputs]).numpy(),
     )

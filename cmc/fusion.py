@@ -65,9 +65,7 @@ def masked_softmax(scores: Tensor) -> Tensor:
 class Multimodal(nn.Module):
     """The model of stage 2."""
 
-    def __init__(
-        self, columns: Mapping[str, int], classes: int, config: Config, text_model: TextModel | None = None
-    ):
+    def __init__(self, columns: Mapping[str, int], classes: int, config: Config, text_model: TextModel | None = None):
         super().__init__()
         self.config = config
         self.modalities = config.modalities

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def supcon(features: Tensor, groups: Tensor, temperature: float = 0.07) -> Tensor:
@@ -61,4 +61,4 @@ def cross_entropy(logits: Tensor, classes: Tensor, weight: Tensor | None = None)
     """Mean over the rows of logits (B, K) whose class (B,) is not −1; 0 when there is none."""
     if not (classes >= 0).any():
         return logits.sum() * 0.0
-    return F.cross_entropy(logits, classes, weight=weight, ignore_index=-1)
+    return functional.cross_entropy(logits, classes, weight=weight, ignore_index=-1)

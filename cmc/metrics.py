@@ -11,8 +11,8 @@ Ints = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
 DEFINITIONS = {
-    "positive": "Has0: positive or not, neutral counts as not positive; predicted positive where its logit exceeds negative's",
-    "negative": "Has0: negative or not, neutral counts as not negative; predicted negative where its logit is not exceeded",
+    "positive": "Has0: positive or not, neutral is not positive; predicted positive where its logit exceeds negative's",
+    "negative": "Has0: negative or not, neutral is not negative; predicted negative where its logit is not exceeded",
 }
 NON0 = "Non0: positive or negative, neutral clips left out; predicted positive where its logit exceeds negative's"
 

@@ -74,7 +74,7 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
             aligned=False,
             language="en",
             recipe={"name": "planted", "text": encode.section if encode else {"extractor": "planted"}},
-            fingerprints={part: "planted" for part in ("text", "audio", "vision")},
+            fingerprints=dict.fromkeys(("text", "audio", "vision"), "planted"),
             class_names=("negative", "neutral", "positive"),
             names={m: [f"{m}_{k}" for k in range(columns[m])] for m in ("audio", "vision")},
             versions={},
@@ -172,7 +172,7 @@ class _Encoder:
 
         self.section: dict[str, Any] = {"extractor": "transformers", "model": str(folder), "layer": -1}
         self._model = load_encoder(str(folder)).eval()
-        self.columns = int(self._model.model.config.hidden_size)
+        self.columns = int(self._model.settings["hidden_size"])
 
     def __call__(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         import torch

@@ -2,7 +2,7 @@
 
 Epoch: train on the current hard labels, validate the averaged models on theirs, update the labels. In reference mode
 labels are updated batch by batch from the live model, as published; in calibrated mode once at the end of the epoch
-from the averaged model (see pseudo_labels). Models and labels are kept per modality, both of that modality's best epoch.
+from the averaged model (see pseudo_labels). Models and labels are kept per modality, both of its best epoch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pretraining:
         }
         self.steps = 0
 
-    def _average(self, model: Unimodal) -> Average:
+    def _average(self, model: Unimodal) -> Average[Unimodal]:
         text = model.branch.text_model
         return Average(model, self.config.calibrated, [text] if text is not None and text.frozen else [])
 
@@ -80,7 +80,7 @@ class Pretraining:
                 text.eval()
         sums: dict[str, float] = {}
         for batch in batches:
-            outputs, targets, losses = self._losses("train", batch, self.models)
+            outputs, losses = self._losses("train", batch, self.models)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             self.optimizer.step()
@@ -98,7 +98,7 @@ class Pretraining:
         batch_size, sums = self.config.batch_size, dict[str, float]()
         judged = {m: self.judged(m) for m in self.models}
         for batch in self.splits["valid"].batches(batch_size):
-            outputs, _, losses = self._losses("valid", batch, judged)
+            outputs, losses = self._losses("valid", batch, judged)
             if not self.config.calibrated:
                 outputs = {m: model.eval()(batch) for m, model in self.models.items()}
             self._visit("valid", batch, outputs, epoch)
@@ -110,14 +110,14 @@ class Pretraining:
 
     def _losses(
         self, split: str, batch: Batch, models: Mapping[str, Unimodal]
-    ) -> tuple[dict[str, Output], dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Output], dict[str, Tensor]]:
         outputs = {m: model(batch) for m, model in models.items()}
         targets = {m: self.targets(split, batch, m) for m in models}
         losses = {m: cross_entropy(output.logits, targets[m]) for m, output in outputs.items()}
         if self.config.contrastive:
             h = {m: output.h for m, output in outputs.items()}
             losses["contrast"] = contrast(h, targets, batch, self.config, self.task)
-        return outputs, targets, losses
+        return outputs, losses
 
     def _visit(self, split: str, batch: Batch, outputs: Mapping[str, Output], epoch: int) -> None:
         """Update the label states of a batch from its logits; clips that lack the modality keep theirs."""
@@ -166,7 +166,9 @@ def pretrain(
             for m in improved if config.calibrated or not improved else models:
                 for split in kept.states:
                     kept.states[split][m] = stage.labels[split][m].copy()
-            report("pretrain", epoch, config.pretrain_epochs, losses | {"relabelled": sum(changed.values()) / len(models)})
+            report(
+                "pretrain", epoch, config.pretrain_epochs, losses | {"relabelled": sum(changed.values()) / len(models)}
+            )
             if epoch - max(value.epoch for value in best.values()) >= config.patience:
                 break
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def momentum(start: float, gamma: float, epoch: int) -> float:
@@ -39,8 +39,8 @@ def generate(base: Tensor, probabilities: Tensor) -> Tensor:
     distances are 0 (p is the base label exactly) α is 0.
     """
     classes = probabilities.shape[1]
-    y_base = F.one_hot(base, classes).to(probabilities)
-    y_reversed = F.one_hot(probabilities.argmax(1), classes).to(probabilities)
+    y_base = functional.one_hot(base, classes).to(probabilities)
+    y_reversed = functional.one_hot(probabilities.argmax(1), classes).to(probabilities)
     gap_base = (probabilities - y_base).norm(dim=1, keepdim=True)
     gap_reversed = (probabilities - y_reversed).norm(dim=1, keepdim=True)
     total = gap_base + gap_reversed
@@ -52,7 +52,7 @@ class PseudoLabels:
     """Soft states of one modality for all N clips of a split, starting at the clips' own labels."""
 
     def __init__(self, labels: Tensor, classes: int):
-        self.states = F.one_hot(labels, classes).float()
+        self.states = functional.one_hot(labels, classes).float()
         """Shape (N, K), rows sum to 1."""
 
     def hard(self, index: Tensor | None = None) -> Tensor:

@@ -66,7 +66,9 @@ def _lines(label: str) -> Report:
         if now - shown.get(stage, 0.0) >= _PLAIN_EVERY:
             shown[stage] = now
             name = f"{label}{_NAMES.get(stage, stage)}"
-            print(f"{name}: epoch {epoch} of at most {epochs}, {now - started:.0f} s, {_note(figures)}", file=sys.stderr)
+            print(
+                f"{name}: epoch {epoch} of at most {epochs}, {now - started:.0f} s, {_note(figures)}", file=sys.stderr
+            )
 
     return report
 
@@ -81,7 +83,8 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     seeds = result.get("seeds", 1)
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     hidden = f", without {' and '.join(result['dropped'])}" if result["dropped"] else ""
-    table = Table(title=f"Split {result['split']}{hidden}{spread}")
+    console.print(f"Split {result['split']}{hidden}{spread}", highlight=False)
+    table = Table()
     table.add_column("")
     for group, clips in result["clips"].items():
         table.add_column(f"{group}\n{clips} clips", justify="right")
@@ -99,11 +102,13 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     for m, figures in result["experts"].items():
         own = figures.get("accuracy_own_label")
         clips = figures["clips"][0] if isinstance(figures["clips"], list) else figures["clips"]
-        cells = (percent(figures["accuracy_clip_label"]), percent(own) if own is not None else "no labels")
-        experts.add_row(m, f"{clips:.0f}", *cells, percent(result["router"][m]))
+        shown = (percent(figures["accuracy_clip_label"]), percent(own) if own is not None else "no labels")
+        experts.add_row(m, f"{clips:.0f}", *shown, percent(result["router"][m]))
     console.print(experts)
     if "consistent" not in result["clips"]:
-        console.print("No unimodal labels: consistent and conflicting clips cannot be told apart (--truth names a csv).")
+        console.print(
+            "No unimodal labels: consistent and conflicting clips cannot be told apart (--truth names a csv)."
+        )
     for definition in result["definitions"]:
         console.print(f"{definition}.", highlight=False)
     console.print(f"Expected calibration error {percent(result['ece'])}.", highlight=False)
@@ -149,7 +154,11 @@ def show_prediction(prediction: Any) -> None:
         table.add_column(name, justify="right")
     table.add_column("router weight", justify="right")
     for m, probabilities in prediction.modalities.items():
-        cells = [percent(p) for p in probabilities.values()] if probabilities else ["absent"] + [""] * (len(prediction.fused) - 1)
+        cells = (
+            [percent(p) for p in probabilities.values()]
+            if probabilities
+            else ["absent"] + [""] * (len(prediction.fused) - 1)
+        )
         table.add_row(m, *cells, percent(prediction.router[m]), end_section=m == list(prediction.modalities)[-1])
     table.add_row("together", *(percent(p) for p in prediction.fused.values()), "")
     console.print(table)

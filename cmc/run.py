@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -133,4 +132,4 @@ def _replace(path: Path, write: Any) -> None:
     """Write beside `path`, then put it there in one step."""
     temporary = path.with_name(f".{path.name}.new")
     write(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)

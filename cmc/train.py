@@ -135,7 +135,7 @@ def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
         task=task,
         columns=material.columns,
         features=material.features,
-        text_encoder=encoder.model.config.to_dict() if encoder is not None else None,
+        text_encoder=encoder.settings if encoder is not None else None,
         majority=torch.bincount(train.label("M"), minlength=task.classes).tolist(),
         status="interrupted" if interrupted else "finished",
         validation=validation_metrics(model, train, valid, labels, config, task),

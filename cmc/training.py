@@ -36,7 +36,10 @@ def seed_everything(seed: int) -> None:
 
 def optimizer(models: Iterable[nn.Module], config: Config) -> torch.optim.Adam:
     """Adam: text encoder weights with the published L2 term, its biases and LayerNorms without, the rest at `lr`."""
-    encoder, encoder_plain, rest, rest_plain = [], [], [], []
+    encoder: list[nn.Parameter] = []
+    encoder_plain: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    rest_plain: list[nn.Parameter] = []
     for model in models:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -60,9 +63,7 @@ def optimizer(models: Iterable[nn.Module], config: Config) -> torch.optim.Adam:
     return torch.optim.Adam([group for group in groups if group["params"]], weight_decay=0.0)
 
 
-def contrast(
-    h: Mapping[str, Tensor], labels: Mapping[str, Tensor], batch: Batch, config: Config, task: Task
-) -> Tensor:
+def contrast(h: Mapping[str, Tensor], labels: Mapping[str, Tensor], batch: Batch, config: Config, task: Task) -> Tensor:
     """SupCon over all modalities' rows, without those that are absent or have no label."""
     features = torch.cat(list(h.values()))
     classes = torch.cat([labels[modality] for modality in h])

@@ -1,12 +1,12 @@
-"""One modality → one unit vector → class logits: batch norm, 1×1 convolution, Transformer encoder, mean, residual head."""
+"""One modality → one unit vector → class logits."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from cmc.config import Config
 from cmc.data import Batch
@@ -29,7 +29,9 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         rows = x[mask]
         if self.training and len(rows) < 2:
             # One step has no variance: normalise it by what was seen so far.
-            rows = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            rows = functional.batch_norm(
+                rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         elif len(rows):
             rows = super().forward(rows)
         return torch.zeros_like(x).masked_scatter(mask[:, :, None], rows)
@@ -42,6 +44,11 @@ class TextModel(nn.Module):
         super().__init__()
         self.model = model
         self.frozen = frozen
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its transformers configuration, from which `rebuild_encoder` makes it again."""
+        return self.model.config.to_dict()  # type: ignore[operator, union-attr]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, 3, L) → last hidden states (B, L, D)."""
@@ -78,13 +85,13 @@ class Branch(nn.Module):
             x = self.norm(x, mask)
         x = self.proj(x.transpose(1, 2)).transpose(1, 2)
         if mask is None:
-            return F.normalize(self.encoder(x).mean(1), dim=1)
+            return functional.normalize(self.encoder(x).mean(1), dim=1)
         # Attention over nothing is NaN, so a clip that lacks the modality attends to its own padding; its h is zeroed.
         present = mask.any(1, keepdim=True)
         x = self.encoder(x, src_key_padding_mask=~(mask | ~present))
         weights = mask.to(x.dtype)[:, :, None]
         mean = (x * weights).sum(1) / weights.sum(1).clamp_min(1.0)
-        return F.normalize(mean, dim=1)
+        return functional.normalize(mean, dim=1)
 
 
 class Head(nn.Module):
@@ -99,15 +106,13 @@ class Head(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, d) → logits (B, K)."""
-        return self.out_layer(self.proj2(self.out_dropout(F.relu(self.proj1(h)))) + h)
+        return self.out_layer(self.proj2(self.out_dropout(functional.relu(self.proj1(h)))) + h)
 
 
 class Unimodal(nn.Module):
     """The classifier of one modality that stage 1 trains."""
 
-    def __init__(
-        self, modality: str, columns: int, classes: int, config: Config, text_model: TextModel | None = None
-    ):
+    def __init__(self, modality: str, columns: int, classes: int, config: Config, text_model: TextModel | None = None):
         super().__init__()
         self.branch = Branch(modality, columns, config, text_model)
         self.head = Head(classes, config)

@@ -202,7 +202,9 @@ def test_stage_2(golden: Golden) -> None:
     stage = Finetuning(model, golden.split("train"), golden.split("valid"), labels, golden.config, TASK)
     test = golden.split("test")
     for epoch in range(1, 4):
-        found.add("train loss", stage.train_epoch(golden.split("train").batches(8)), golden[f"stage2/epoch{epoch}/train_loss"])
+        found.add(
+            "train loss", stage.train_epoch(golden.split("train").batches(8)), golden[f"stage2/epoch{epoch}/train_loss"]
+        )
         found.add("valid loss", stage.validate(), golden[f"stage2/epoch{epoch}/valid_loss"])
         with torch.no_grad():
             logits = torch.cat([model(batch).logits for batch in test.batches(8)])
@@ -237,7 +239,7 @@ def weights(
         state = optimizer.state.get(parameters.get(name), {})
         if state:
             size = (state["exp_avg_sq"] / (1 - 0.999 ** state["step"])).sqrt()
-            noise = (0 < size) & (size < ROUNDING)
+            noise = (size > 0) & (size < ROUNDING)
             left_out += int(noise.sum())
             tensor, theirs[name] = tensor.where(~noise, 0.0), theirs[name].where(~noise, 0.0)
         deviations.append((tensor.double() - theirs[name].double()).abs().flatten())

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from cmc.losses import contrast_groups, cross_entropy, supcon, supcon_published
 
@@ -23,7 +23,7 @@ def test_supcon_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_supcon_by_definition(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    features = F.normalize(torch.randn(17, 8, generator=generator, dtype=torch.float64), dim=1)
+    features = functional.normalize(torch.randn(17, 8, generator=generator, dtype=torch.float64), dim=1)
     groups = torch.randint(0, 3, (17,), generator=generator)
     terms = []
     for i in range(17):
@@ -37,14 +37,14 @@ def test_supcon_by_definition(seed: int) -> None:
 
 
 def test_supcon_without_positives_is_zero_and_differentiable() -> None:
-    features = F.normalize(torch.randn(3, 4), dim=1).requires_grad_()
+    features = functional.normalize(torch.randn(3, 4), dim=1).requires_grad_()
     loss = supcon(features, torch.tensor([0, 1, 2]))
     loss.backward()
     assert loss.item() == 0 and torch.isfinite(features.grad).all()
 
 
 def test_supcon_survives_a_small_temperature() -> None:
-    features = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    features = functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     groups = torch.tensor([0, 0, 1, 1, 2, 2])
     assert torch.isfinite(supcon(features, groups, temperature=1e-3))
     assert not torch.isfinite(supcon_published(features, groups, temperature=1e-3))  # e^1000
@@ -60,5 +60,5 @@ def test_contrast_groups() -> None:
 def test_cross_entropy_skips_unknown_labels() -> None:
     logits = torch.randn(4, 3)
     labels = torch.tensor([0, -1, 2, -1])
-    assert torch.equal(cross_entropy(logits, labels), F.cross_entropy(logits[[0, 2]], labels[[0, 2]]))
+    assert torch.equal(cross_entropy(logits, labels), functional.cross_entropy(logits[[0, 2]], labels[[0, 2]]))
     assert cross_entropy(logits, torch.full((4,), -1)).item() == 0

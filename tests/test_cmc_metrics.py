@@ -47,7 +47,9 @@ def test_non0_of_a_perfect_model_is_one() -> None:
 
 def test_weighted_f1_with_a_class_never_predicted() -> None:
     truth, predicted = np.array([0, 0, 1, 2]), np.array([0, 0, 0, 0])
-    assert weighted_f1(truth, predicted) == pytest.approx(f1_score(truth, predicted, average="weighted", zero_division=0))
+    assert weighted_f1(truth, predicted) == pytest.approx(
+        f1_score(truth, predicted, average="weighted", zero_division=0)
+    )
 
 
 def test_empty_group() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from cmc.checkpoint import from_reference, to_reference
 from cmc.config import MODALITIES, Config
@@ -37,8 +37,8 @@ def clips(number: int, masked: bool = True, seed: int = 0) -> Split:
 def padded(split: Split, more: int) -> Split:
     """The same clips with `more` further steps of garbage behind their masks."""
     inputs = {m: torch.cat([x, torch.full((len(x), more, x.shape[2]), 7.0)], 1) for m, x in split.inputs.items()}
-    masks = {m: None if mask is None else F.pad(mask, (0, more)) for m, mask in split.masks.items()}
-    return replace(split, inputs=inputs, masks=masks, tokens=F.pad(split.tokens, (0, more)))
+    masks = {m: None if mask is None else functional.pad(mask, (0, more)) for m, mask in split.masks.items()}
+    return replace(split, inputs=inputs, masks=masks, tokens=functional.pad(split.tokens, (0, more)))
 
 
 def whole(split: Split) -> Batch:
@@ -180,7 +180,9 @@ def test_average_does_not_freeze() -> None:
 def test_published_names_and_back() -> None:
     built = model()
     published = to_reference(built.state_dict())
-    assert {"norm_a.weight", "proj_l.weight", "encoder_v.layers.1.linear1.bias", "router.linear.weight"} <= set(published)
+    assert {"norm_a.weight", "proj_l.weight", "encoder_v.layers.1.linear1.bias", "router.linear.weight"} <= set(
+        published
+    )
     assert {"proj1s.0.weight", "out_layers.2.bias"} <= set(published)
     back = from_reference(published)
     assert back.keys() == built.state_dict().keys()

@@ -61,7 +61,9 @@ def visits_until_turned(mode: str, modality: int) -> int | None:
     labels = PseudoLabels(torch.tensor([0]), 3)
     certain = torch.tensor([[-50.0, -50.0, 50.0]])
     for epoch in range(1, 101):
-        labels.update(torch.tensor([0]), certain, momentum(preset["label_momentum"][modality], preset["label_gamma"], epoch))
+        labels.update(
+            torch.tensor([0]), certain, momentum(preset["label_momentum"][modality], preset["label_gamma"], epoch)
+        )
         if labels.hard().item() == 2:
             return epoch
     return None

@@ -1,0 +1,140 @@
+"""Feature file → tensors: masks, labels, values that are not finite, trimming, named classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from cmc.data import DataError, Split, load, open_features, task_of, text_mask
+from cmc.planted import Plan, plant
+from mmfeat.layout import FeatureFile
+
+CLIPS = {"train": 12, "valid": 6, "test": 6}
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    path = tmp_path / "features.h5"
+    plant(path, Plan(CLIPS, missing=0.3, annotated=True, seed=4))
+    return path
+
+
+def changed(path: Path, change: Callable[[h5py.File], None]) -> Path:
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+def read(path: Path, split: str = "train", masked: bool = True) -> Split:
+    with open_features(path) as file:
+        return load(file, split, task_of(file), masked)
+
+
+def test_masks_and_labels(planted: Path) -> None:
+    split = read(planted)
+    with FeatureFile(planted) as file:
+        assert (split.masks["audio"].numpy() == file.read("train", "audio_mask")).all()
+        assert (split.label("M").numpy() == np.sign(file.read("train", "regression_labels")) + 1).all()
+        assert (split.label("A").numpy() == np.sign(file.read("train", "regression_labels_A")) + 1).all()
+    assert not split.present("audio").all() and split.present("text").all()
+
+
+def test_reference_mode_has_no_masks(planted: Path) -> None:
+    assert read(planted, masked=False).masks == dict.fromkeys(("text", "audio", "vision"))
+
+
+def test_batches_are_trimmed_and_lose_nothing(planted: Path) -> None:
+    split = read(planted)
+    lengths = split.masks["vision"].int() * torch.arange(1, split.masks["vision"].shape[1] + 1)
+    shortest = lengths.amax(1).argsort()[:3]
+    batch = split.batch(shortest)
+    assert batch.inputs["vision"].shape[1] == max(1, int(lengths[shortest].max()))
+    kept = split.inputs["vision"][shortest][split.masks["vision"][shortest]]
+    assert torch.equal(batch.inputs["vision"][batch.masks["vision"]], kept)
+    assert batch.tokens.shape[2] == int(split.tokens[shortest, 1].sum(1).max())
+
+
+def test_order_is_the_generators(planted: Path) -> None:
+    split = read(planted)
+    orders = [[b.index.tolist() for b in split.batches(5, torch.Generator().manual_seed(seed))] for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(row for batch in orders[0] for row in batch) == list(range(12))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_steps_that_are_not_finite_are_masked(planted: Path, bad: float) -> None:
+    before = read(planted)
+    row = int(before.masks["audio"].any(1).nonzero()[0])
+    step = int(before.masks["audio"][row].nonzero()[0])
+
+    def spoil(file: h5py.File) -> None:
+        file["train/audio"][row, step, 1] = bad
+
+    after = read(changed(planted, spoil))
+    assert before.masks["audio"][row, step] and not after.masks["audio"][row, step]
+    assert (after.masks["audio"] != before.masks["audio"]).sum() == 1
+    assert all(torch.isfinite(values).all() for values in after.inputs.values())
+    published = read(planted, masked=False)
+    assert published.inputs["audio"][row, step, 1] == 0 and published.masks["audio"] is None
+
+
+def test_unlabelled_clips_are_left_out(planted: Path) -> None:
+    def unlabel(file: h5py.File) -> None:
+        file["train/regression_labels"][3] = np.nan
+
+    assert len(read(changed(planted, unlabel))) == 11
+
+    def unlabel_all(file: h5py.File) -> None:
+        file["valid/regression_labels"][:] = np.nan
+
+    with pytest.raises(DataError, match="no labelled clip in split 'valid'"):
+        read(changed(planted, unlabel_all), "valid")
+
+
+def test_labels_are_read_only_where_a_task_is_given(planted: Path) -> None:
+    with open_features(planted) as file:
+        split = load(file, "test", None)
+    with pytest.raises(DataError, match="not read"):
+        split.label("M")
+
+
+def test_named_classes(planted: Path) -> None:
+    def rename(file: h5py.File) -> None:
+        file.attrs["class_names"] = json.dumps(["anger", "joy"])
+        for split in CLIPS:
+            file[split]["regression_labels"][:] = np.nan
+            file[split]["classification_labels"][:] = np.arange(CLIPS[split]) % 2
+
+    with open_features(changed(planted, rename)) as file:
+        task = task_of(file)
+        assert task.class_names == ("anger", "joy") and not task.is_polarity
+        assert load(file, "train", task).label("M").tolist() == [0, 1] * 6
+
+
+def test_nothing_to_learn(planted: Path) -> None:
+    def empty(file: h5py.File) -> None:
+        file["train/regression_labels"][:] = np.nan
+
+    with open_features(changed(planted, empty)) as file, pytest.raises(DataError, match="neither regression labels"):
+        task_of(file)
+
+
+def test_a_file_without_validation_is_refused(planted: Path) -> None:
+    def remove(file: h5py.File) -> None:
+        del file["valid"]
+
+    with pytest.raises(DataError, match="no split valid"):
+        open_features(changed(planted, remove))
+
+
+def test_an_empty_transcript_is_a_missing_modality() -> None:
+    tokens = torch.zeros(2, 3, 6, dtype=torch.long)
+    tokens[0, 1, :2] = 1
+    tokens[1, 1, :4] = 1
+    assert text_mask(tokens).sum(1).tolist() == [0, 4]
