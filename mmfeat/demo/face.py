@@ -20,8 +20,9 @@ Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
 
 WIDTH, HEIGHT = 320, 240
-_SCALE = 96  # texture pixels per face unit; about 1.6 per picture pixel
+_SCALE = 80  # texture pixels per face unit; about 1.4 per picture pixel
 _HALF_W, _HALF_H = 1.4, 1.75  # what the texture covers, face units
+_MARGIN = 40  # pixels that the figure may move without showing its end
 _EYE_X, _EYE_Y = 0.40, -0.12
 _MOUTH_Y = 0.74
 _SUBPIXEL = 4  # bits of fraction in cv2's coordinates
@@ -338,39 +339,53 @@ class Face:
         self._mouth(texture, pose)
         turn = _rotation(pose)
         light = np.array(self.identity.light) / np.linalg.norm(self.identity.light)
-        facing = self._normals @ (turn.T @ light).astype(np.float32)
-        texture *= (0.45 + 0.68 * np.clip(facing, 0, None))[..., None]
-        texture += (26 * np.clip(facing, 0, None) ** 24)[..., None]
+        facing = np.maximum(self._normals @ (turn.T @ light).astype(np.float32), 0)
+        texture *= (0.45 + 0.68 * facing)[..., None]
+        gloss = facing**2
+        for _ in range(3):
+            gloss *= gloss
+        texture += 26 * gloss[..., None]
         picture = self._body(pose)
         centre = np.array([WIDTH / 2, HEIGHT * 0.47]) + np.array(pose.shift) * self.identity.size
         self._paste(picture, texture, turn, centre)
         grain = np.random.default_rng((self.identity.texture, noise)).standard_normal((HEIGHT, WIDTH, 1), np.float32)
-        picture = cv2.GaussianBlur(picture, (0, 0), 0.6) + 2.0 * grain
-        return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+        picture = cv2.GaussianBlur(picture, (3, 3), 0.6) + 2.0 * grain
+        return cv2.convertScaleAbs(np.maximum(picture, 0, out=picture))
 
     def _body(self, pose: Pose) -> Floats:
-        """Wall, shoulders, neck and long hair, which follow the head only partly."""
-        me, size = self.identity, self.identity.size
-        picture = self._wall.copy()
-        middle = np.array([WIDTH / 2, HEIGHT * 0.47]) + 0.6 * np.array(pose.shift) * size
+        """The wall with shoulders, neck and long hair before it; they follow the head only partly."""
+        colour, opacity = self._figure
+        x, y = 0.6 * np.array(pose.shift) * self.identity.size
+        move = np.array([[1, 0, x - _MARGIN], [0, 1, y - _MARGIN]])
+        colour, opacity = (cv2.warpAffine(layer, move, (WIDTH, HEIGHT)) for layer in (colour, opacity))
+        return self._wall * (1 - opacity) + colour
 
-        def paint(points: Any, colour: Any, soft: float) -> None:
-            pixels = np.round((_mirrored(points) * size + middle) * (1 << _SUBPIXEL)).astype(np.int32)
-            mask = np.zeros((HEIGHT, WIDTH), np.float32)
+    @cached_property
+    def _figure(self) -> tuple[Floats, Floats]:
+        """Colour times opacity, and opacity, of what is below and behind the head; `_MARGIN` larger than the picture."""
+        me = self.identity
+        shape = (HEIGHT + 2 * _MARGIN, WIDTH + 2 * _MARGIN)
+        colour, opacity = np.zeros((*shape, 3), np.float32), np.zeros((*shape, 3), np.float32)
+        middle = np.array([WIDTH / 2, HEIGHT * 0.47]) + _MARGIN
+
+        def paint(points: Any, shade: Any, soft: float) -> None:
+            pixels = np.round((_mirrored(points) * me.size + middle) * (1 << _SUBPIXEL)).astype(np.int32)
+            mask = np.zeros(shape, np.float32)
             cv2.fillPoly(mask, [pixels], 1.0, cv2.LINE_AA, _SUBPIXEL)
             mask = cv2.GaussianBlur(mask, (0, 0), soft)[..., None]
-            picture[:] += (np.asarray(colour, np.float32) - picture) * mask
+            colour[:] += (np.asarray(shade, np.float32) - colour) * mask
+            opacity[:] += (1 - opacity) * mask
 
         if me.long_hair:
             paint([(0, -1.5), (0.9, -1.2), (1.2, -0.2), (1.22, 0.9), (0.95, 1.6), (0.4, 1.7), (0, 1.7)],
                   np.array(me.hair) * 0.7, 2)  # fmt: skip
         paint([(0, 1.5), (0.5, 1.55), (1.4, 1.8), (1.75, 2.3), (1.9, 4.0), (0, 4.0)], me.shirt, 1)
         paint([(0, 0.9), (0.5, 0.9), (0.52, 1.45), (0.62, 1.68), (0.3, 1.86), (0, 1.92)], np.array(me.skin) * 0.68, 2)
-        return picture
+        return colour, opacity
 
     def _paste(self, picture: Floats, texture: Floats, turn: NDArray[np.float64], centre: Points) -> None:
         """Lay the turned head over the picture (orthographic view)."""
-        reach = 1.85 * self.identity.size
+        reach = np.array([1.45, 1.75]) * self.identity.size
         low = np.maximum(np.floor(centre - reach), 0).astype(int)
         high = np.minimum(np.ceil(centre + reach), [WIDTH, HEIGHT]).astype(int)
         y, x = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
@@ -378,7 +393,7 @@ class Face:
         # Seen at (x, y) is the point (u, v, z(u, v)) with turn[:2] @ point = (x, y); solved by iterating on z.
         back, lean = np.linalg.inv(turn[:2, :2]), turn[:2, 2]
         z = np.full_like(x, 0.6)
-        for _ in range(5):
+        for _ in range(3):
             right, below = x - lean[0] * (z - 0.5), y - lean[1] * (z - 0.5)
             u = back[0, 0] * right + back[0, 1] * below
             v = back[1, 0] * right + back[1, 1] * below
