@@ -12,9 +12,10 @@ from mmfeat.extractors.face_points import LEFT_LIDS, RIGHT_LIDS
 
 Floats = NDArray[np.float32]
 
-_MET = 0.9
-"""Presence that a face needs at first sight; to be followed on it needs less. Hands and cushions reach 0.6, faces 1."""
-
+_MET = 0.95
+"""Presence that a face needs at first sight; to be followed on it needs less. Hands and cushions reach 0.9, faces 1."""
+_ZOOMED = 0.6
+"""Detection score that counts in a part of the picture: with more to look at, more resembles a face."""
 _SAME = 0.3
 """Boxes that overlap by more are one face."""
 _REMEMBERED = 30
@@ -88,8 +89,7 @@ class FaceFollower:
         found = self._nets.detect(image, self._detection)
         if not found and not has_faces and self._faceless % _ZOOM_EVERY == 0:
             for window in _windows(image.shape[1], image.shape[0]):
-                # Parts of a picture have more that resembles a face: half the doubt is allowed.
-                found += self._nets.detect(image, (1 + self._detection) / 2, window)
+                found += self._nets.detect(image, max(self._detection, _ZOOMED), window)
         return sorted(found, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
 
     def _meet(self, image: Image, detection: Detection, seen: list[Seen]) -> None:
