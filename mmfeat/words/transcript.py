@@ -157,7 +157,8 @@ def _money(amount: str, symbol: str) -> list[Spoken]:
 
     try:
         if "." in whole:
-            return [_letters(num2words(round(float(whole), 2), to="currency", currency=_CURRENCIES[symbol]))]
+            said = _letters(num2words(round(float(whole), 2), to="currency", currency=_CURRENCIES[symbol]))
+            return [tuple(word for word in said if word != "sterling")]
         unit = _UNITS[symbol] if int(whole) != 1 else _UNITS[symbol].removesuffix("s")
         return [(*_number(whole, "cardinal"), unit)]
     except (OverflowError, NotImplementedError):

@@ -1,0 +1,184 @@
+"""Forced alignment: freshly spoken sentences against espeak-ng's own word times, and real speech."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmfeat.espeak import speak
+from mmfeat.media import open_media
+from mmfeat.track import Waveform, Word
+from mmfeat.words import AlignmentError, find
+from mmfeat.words import pocketsphinx as module
+from mmfeat.words.pronounce import arpabet
+
+SENTENCE = "We bought the second camera, and the waiter was very kind."
+
+
+@pytest.fixture(scope="module")
+def aligner() -> Any:
+    entry = find("pocketsphinx")
+    return entry.make(entry.config())
+
+
+def spoken(text: str, voice: str = "en-us+f2", lead: float = 0.3, **how: int) -> tuple[Waveform, np.ndarray]:
+    """A sentence with silence and faint noise around it; its true word times, shape (words, 2)."""
+    speech = speak(text, voice, **how)
+    rate = speech.waveform.rate
+    samples = np.pad(0.5 * speech.waveform.samples, round(lead * rate))
+    samples = samples + 1e-3 * np.random.default_rng(0).standard_normal(len(samples))
+    return Waveform(samples.astype(np.float32), rate), np.array([(w.start, w.end) for w in speech.words]) + lead
+
+
+def times(words: list[Word]) -> np.ndarray:
+    return np.array([(word.start, word.end) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("voice", "how"), [("en-us+f2", {}), ("en-us+m3", {"rate": 140, "pitch": 30}), ("en-us+f4", {"rate": 210, "pitch": 65})]
+)
+def test_boundaries_are_those_of_the_synthesiser(aligner: Any, voice: str, how: dict[str, int]) -> None:
+    sound, truth = spoken(SENTENCE, voice, **how)
+    words = aligner(sound, SENTENCE)
+    assert [SENTENCE[slice(*word.span)] for word in words] == [word.text for word in words]
+    found = times(words)
+    assert np.median(np.abs(found - truth)) <= 0.025
+    assert (np.diff(found.ravel()) >= 0).all() and found.min() >= 0 and found.max() <= sound.seconds
+    assert all(0 <= word.confidence <= 1 for word in words)
+
+
+def test_a_pause_belongs_to_no_word(aligner: Any) -> None:
+    first, second = spoken("I saw the garden.", lead=0.4), spoken("It was lovely.", lead=0.4)
+    sound = Waveform(np.concatenate([first[0].samples, second[0].samples]), first[0].rate)
+    words = aligner(sound, "I saw the garden. It was lovely.")
+    assert words[3].end < first[1][-1, 1] + 0.12
+    assert words[4].start > first[0].seconds + second[1][0, 0] - 0.12
+
+
+def test_words_that_no_dictionary_has(aligner: Any) -> None:
+    text = "Zorbliquax Wrendlemore visited the museum."
+    sound, truth = spoken(text)
+    assert aligner._decoder.lookup_word("nevermentioned") is None
+    words = aligner(sound, text)
+    assert [word.text for word in words] == ["Zorbliquax", "Wrendlemore", "visited", "the", "museum"]
+    assert np.median(np.abs(times(words) - truth)) <= 0.04
+
+
+def test_pronunciations_are_what_the_dictionary_would_have(aligner: Any) -> None:
+    known = ["garden", "museum", "wonderful", "thing", "measure", "choice", "house", "yellow"]
+    truth = [aligner._decoder.lookup_word(word).split() for word in known]
+    guessed = [phones.split() for phones in arpabet(known)]
+    assert all(guessed)
+    agree = [sum(a == b for a, b in zip(x, y, strict=False)) / max(len(x), len(y)) for x, y in zip(truth, guessed, strict=True)]
+    assert np.mean(agree) > 0.75
+    assert arpabet(["", "…"]) == ["", ""] or all(phones == "" for phones in arpabet([""]))
+
+
+def test_a_number_is_one_word_however_it_is_said(aligner: Any) -> None:
+    sound, truth = spoken("It was built in nineteen ninety nine and sold.")
+    words = aligner(sound, "It was built in 1999, and sold.")
+    assert [word.text for word in words] == ["It", "was", "built", "in", "1999", "and", "sold"]
+    assert np.abs(times(words)[4] - [truth[4, 0], truth[6, 1]]).max() < 0.06
+
+
+def test_a_wrong_transcript_has_low_confidence(aligner: Any) -> None:
+    sound, _ = spoken(SENTENCE)
+    right = np.mean([word.confidence for word in aligner(sound, SENTENCE)])
+    wrong = np.mean([word.confidence for word in aligner(sound, "Please avoid this museum, nothing ever worked for us there.")])
+    assert wrong < 0.35 and right > wrong + 0.25
+
+
+def test_what_was_aligned_before_changes_nothing(aligner: Any) -> None:
+    sound, _ = spoken(SENTENCE)
+    first = aligner(sound, SENTENCE)
+    loud = Waveform(np.random.default_rng(1).uniform(-0.9, 0.9, 32000).astype(np.float32), 16000)
+    aligner(loud, "Unheardofword two")
+    aligner(spoken("Something else, with Zorbliquax in it.", "en-us+m3")[0], "Something else, with Zorbliquax in it.")
+    assert aligner(sound, SENTENCE) == first
+    entry = find("pocketsphinx")
+    assert entry.make(entry.config())(sound, SENTENCE) == first
+
+
+def test_loudness_changes_little(aligner: Any) -> None:
+    sound, _ = spoken(SENTENCE)
+    soft = Waveform(sound.samples * np.float32(0.01), sound.rate)
+    assert np.abs(times(aligner(sound, SENTENCE)) - times(aligner(soft, SENTENCE))).max() <= 0.021
+
+
+def test_nothing_to_align(aligner: Any) -> None:
+    sound, _ = spoken("Hello.")
+    assert aligner(sound, "") == []
+    assert aligner(sound, " …! 👍 ") == []
+    with pytest.raises(AlignmentError, match="no sound"):
+        aligner(Waveform(np.zeros(0, np.float32), 16000), "hello")
+    with pytest.raises(AlignmentError, match="silent"):
+        aligner(Waveform(np.zeros(16000, np.float32), 16000), "hello")
+
+
+def test_reasons_name_what_is_wrong(aligner: Any) -> None:
+    sound, _ = spoken("Hello there.")
+    with pytest.raises(AlignmentError, match="English only.*你"):
+        aligner(sound, "hello 你好")
+    with pytest.raises(AlignmentError, match="at least"):
+        aligner(Waveform(sound.samples[:4000], sound.rate), SENTENCE)
+
+
+def test_beams_are_widened_before_giving_up() -> None:
+    sound, truth = spoken(SENTENCE)
+    entry = find("pocketsphinx")
+    narrow = entry.make(entry.config(beams=(1e-2,)))
+    with pytest.raises(AlignmentError, match="wide beams"):
+        narrow(sound, SENTENCE)
+    wider = entry.make(entry.config(beams=(1e-2, 1e-64)))
+    assert np.median(np.abs(times(wider(sound, SENTENCE)) - truth)) <= 0.025
+
+
+def test_long_recordings_are_refined_in_pieces() -> None:
+    entry = find("pocketsphinx")
+    parts = [spoken(SENTENCE, voice) for voice in ("en-us+f2", "en-us+m3", "en-us+f4", "en-us+m7")]
+    sound = Waveform(np.concatenate([part[0].samples for part in parts]), parts[0][0].rate)
+    begins = np.cumsum([0.0] + [part[0].seconds for part in parts[:-1]])
+    truth = np.concatenate([part[1] + begin for part, begin in zip(parts, begins, strict=True)])
+    words = entry.make(entry.config(piece_seconds=6))(sound, " ".join([SENTENCE] * 4))
+    assert np.median(np.abs(times(words) - truth)) <= 0.025
+    assert (np.diff(times(words).ravel()) >= 0).all()
+
+
+def test_a_grid_clip(aligner: Any, shared_data: Path) -> None:
+    rows = [line.split() for line in (shared_data / "grid/bbaf2n.align").read_text().splitlines()]
+    rows = [row for row in rows if row[2] not in ("sil", "sp")]
+    with open_media(shared_data / "grid/Raw/bbaf2n/0001.mpg") as media:
+        sound = media.waveform()
+    words = aligner(sound, " ".join(row[2] for row in rows))
+    truth = np.array([(int(row[0]), int(row[1])) for row in rows]) / 25000
+    assert np.median(np.abs(times(words) - truth)) <= 0.026
+
+
+def test_paths_through_words_said_in_several_ways() -> None:
+    ways = [(("a",), ("a", "b")), (("b", "c"), ("c",))]
+    assert module._path(["a", "b", "c"], ways) in ([1, 2], [2, 1])
+    assert module._path(["a", "c"], ways) == [1, 1]
+    assert module._path(["a", "b"], ways) is None
+    assert module._path([], ways) is None
+    assert module._path([], []) == []
+
+
+def test_pieces_hold_everything_once() -> None:
+    segments = [module._Segment("<sil>" if i % 4 == 3 else f"w{i}", 50 * i, 50 * (i + 1)) for i in range(60)]
+    pieces = list(module._cut(segments, 10.0))
+    assert len(pieces) > 2 and all(piece[-1].end - piece[0].start <= 1000 for piece in pieces)
+    words = [segment.word for piece in pieces for segment in piece if not segment.is_filler]
+    assert words == [segment.word for segment in segments if not segment.is_filler]
+    assert all(a[-1].end == b[0].start for a, b in zip(pieces, pieces[1:], strict=False))
+
+
+def test_pocketsphinx_is_quiet(aligner: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    sound, _ = spoken(SENTENCE)
+    aligner(sound, SENTENCE)
+    with pytest.raises(AlignmentError):
+        entry = find("pocketsphinx")
+        entry.make(entry.config(beams=(1e-2,)))(sound, SENTENCE)
+    assert capfd.readouterr() == ("", "")
