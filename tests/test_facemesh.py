@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from mmfeat import extractors, models
 from mmfeat.demo.face import Face, Pose, random_identity
 from mmfeat.extractors import face_geometry as geometry
-from mmfeat.extractors.face_nets import NETS, FaceNets, Region, overlap
+from mmfeat.extractors.face_follow import FaceFollower
+from mmfeat.extractors.face_nets import NETS, Detection, FaceNets, Region, overlap
 from mmfeat.extractors.face_points import RIGID, RIGID_FACE
 from mmfeat.extractors.vision_facemesh import COLUMNS, Facemesh, FacemeshConfig
 from mmfeat.media import open_media
@@ -132,6 +133,9 @@ def test_frame_size_may_change(facemesh: Facemesh, drawn: Face) -> None:
     track = facemesh(clip([face, face, larger, larger]))
     assert track.valid.all()
     assert column(track, "x_30")[3] - column(track, "x_30")[1] == pytest.approx(200, abs=4)
+    # The same face in a larger picture is farther away, as the focal length follows the picture's size.
+    focal = [geometry.camera_matrix(*image.shape[1::-1])[0, 0] for image in (face, larger)]
+    assert column(track, "pose_Tz")[3] / column(track, "pose_Tz")[1] == pytest.approx(focal[1] / focal[0], rel=0.05)
 
 
 # Config
@@ -292,11 +296,41 @@ def test_a_face_too_small_for_the_whole_picture_is_found(facemesh: Facemesh, dra
     nets = FaceNets()
     face = drawn.draw(Pose())
     (seen,) = nets.detect(face, 0.5)
-    scale = 0.065 * 1920 / (seen.box[2] - seen.box[0])
+    scale = 0.07 * 1920 / (seen.box[2] - seen.box[0])
     face = cv2.resize(face, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     image = on_wall(face, (1920, 1080), (300, 400))
     assert not nets.detect(image, 0.5)
     assert facemesh(clip([image] * 2)).valid.all()
+
+
+class TwoFacesThatMeet:
+    """Nets that see two faces in the first frame; from then on both their regions show one and the same."""
+
+    def __init__(self) -> None:
+        x, y = np.meshgrid(np.linspace(0, 40, 26), np.linspace(0, 40, 18))
+        self.face = np.stack([x.ravel(), y.ravel(), x.ravel()], axis=1).astype(np.float32)
+        self.meet = False
+
+    def detect(self, image: Image, threshold: float, window: object = None) -> list[Detection]:
+        eyes = np.array([[0, 0], [10, 0]], np.float32)
+        return [Detection(np.array([x, 0, x + 40, 40], np.float32), eyes + (x, 0), 0.9) for x in (0, 100)]
+
+    def mesh(self, image: Image, region: Region) -> tuple[NDArray[np.float32], float]:
+        shift = 50 if self.meet else 100 * (region.x > 70)
+        return self.face + np.array([shift, 0, 0], np.float32), 1.0
+
+
+def test_faces_that_meet_are_followed_as_one() -> None:
+    nets = TwoFacesThatMeet()
+    follow = FaceFollower(nets, max_faces=3, detect_every=100, detection=0.5, presence=0.5, eyes=False)  # type: ignore[arg-type]
+    image = np.zeros((50, 200, 3), np.uint8)
+    assert [face.identity for face in follow(image)] == [0, 1]
+    assert [face.identity for face in follow(image)] == [0, 1]
+    nets.meet = True
+    assert 0 in {face.identity for face in follow(image)}
+    boxes = [face.box for face in follow(image)]
+    assert all(overlap(box, np.stack(boxes[:index])).max() <= 0.3 for index, box in enumerate(boxes) if index)
+    assert len(boxes) == 1
 
 
 def test_region_maps_there_and_back() -> None:

@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 
 _MET = 0.95
 """Presence that a face needs at first sight; to be followed on it needs less. Hands and cushions reach 0.9, faces 1."""
-_ZOOMED = 0.6
+_ZOOMED = 0.75
 """Detection score that counts in a part of the picture: with more to look at, more resembles a face."""
 _SAME = 0.3
 """Boxes that overlap by more are one face."""
