@@ -19,8 +19,7 @@ from pydantic import ValidationError
 from mmfeat import extractors, models
 from mmfeat.demo.face import Face, Pose, random_identity
 from mmfeat.extractors import face_geometry as geometry
-from mmfeat.extractors.face_follow import FaceFollower
-from mmfeat.extractors.face_nets import NETS, Detection, FaceNets, Region, overlap
+from mmfeat.extractors.face_nets import NETS, FaceNets
 from mmfeat.extractors.face_points import RIGID, RIGID_FACE
 from mmfeat.extractors.vision_facemesh import COLUMNS, Facemesh, FacemeshConfig
 from mmfeat.media import open_media
@@ -301,55 +300,6 @@ def test_a_face_too_small_for_the_whole_picture_is_found(facemesh: Facemesh, dra
     image = on_wall(face, (1920, 1080), (300, 400))
     assert not nets.detect(image, 0.5)
     assert facemesh(clip([image] * 2)).valid.all()
-
-
-class TwoFacesThatMeet:
-    """Nets that see two faces in the first frame; from then on both their regions show one and the same."""
-
-    def __init__(self) -> None:
-        x, y = np.meshgrid(np.linspace(0, 40, 26), np.linspace(0, 40, 18))
-        self.face = np.stack([x.ravel(), y.ravel(), x.ravel()], axis=1).astype(np.float32)
-        self.meet = False
-
-    def detect(self, image: Image, threshold: float, window: object = None) -> list[Detection]:
-        eyes = np.array([[0, 0], [10, 0]], np.float32)
-        return [Detection(np.array([x, 0, x + 40, 40], np.float32), eyes + (x, 0), 0.9) for x in (0, 100)]
-
-    def mesh(self, image: Image, region: Region) -> tuple[NDArray[np.float32], float]:
-        shift = 50 if self.meet else 100 * (region.x > 70)
-        return self.face + np.array([shift, 0, 0], np.float32), 1.0
-
-
-def test_faces_that_meet_are_followed_as_one() -> None:
-    nets = TwoFacesThatMeet()
-    follow = FaceFollower(nets, max_faces=3, detect_every=100, detection=0.5, presence=0.5, eyes=False)  # type: ignore[arg-type]
-    image = np.zeros((50, 200, 3), np.uint8)
-    assert [face.identity for face in follow(image)] == [0, 1]
-    assert [face.identity for face in follow(image)] == [0, 1]
-    nets.meet = True
-    assert 0 in {face.identity for face in follow(image)}
-    boxes = [face.box for face in follow(image)]
-    assert all(overlap(box, np.stack(boxes[:index])).max() <= 0.3 for index, box in enumerate(boxes) if index)
-    assert len(boxes) == 1
-
-
-def test_region_maps_there_and_back() -> None:
-    region = Region(50, 40, 20, np.pi / 2)
-    plain, mirrored = region.to_frame(10), region.to_frame(10, mirrored=True)
-    for warp in (plain, mirrored):
-        assert warp @ (5, 5, 1) == pytest.approx((50, 40))
-    assert plain @ (10, 5, 1) == pytest.approx((50, 50))
-    assert mirrored @ (0, 5, 1) == pytest.approx((50, 50))
-    image = np.zeros((100, 100, 3), np.uint8)
-    image[30:50, 40:60, 0] = np.arange(20)[:, None] * 10
-    cut = Region(50, 40, 20).cut(image, 20)
-    assert cut.shape == (1, 20, 20, 3) and cut[0, :, :, 0] * 255 == pytest.approx(image[30:50, 40:60, 0])
-
-
-def test_overlap() -> None:
-    box = np.array([0, 0, 10, 10], np.float32)
-    others = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [5, 5, 5, 5]], np.float32)
-    assert overlap(box, others) == pytest.approx([1, 1 / 3, 0, 0])
 
 
 # Real footage

@@ -1,0 +1,107 @@
+"""How faces are followed and cut out, without the nets themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mmfeat.extractors.face_follow import FaceFollower
+from mmfeat.extractors.face_nets import Detection, Region, overlap
+
+Image = NDArray[np.uint8]
+IMAGE = np.zeros((50, 200, 3), np.uint8)
+
+
+class FakeNets:
+    """Sees faces of 40 pixels at the places in `at`; the mesh goes to the one nearest to where it is told to look."""
+
+    def __init__(self, *at: int) -> None:
+        x, y = np.meshgrid(np.linspace(0, 40, 26), np.linspace(0, 40, 18))
+        self.face = np.stack([x.ravel(), y.ravel(), x.ravel()], axis=1).astype(np.float32)
+        self.at = list(at)
+        self.presence = 1.0
+
+    def detect(self, image: Image, threshold: float, window: object = None) -> list[Detection]:
+        eyes = np.array([[0, 0], [10, 0]], np.float32)
+        return [Detection(np.array([x, 0, x + 40, 40], np.float32), eyes + np.float32(x), 0.9) for x in self.at]
+
+    def mesh(self, image: Image, region: Region) -> tuple[NDArray[np.float32], float]:
+        if not self.at:
+            return self.face, 0.0
+        nearest = min(self.at, key=lambda x: abs(x + 20 - region.x))
+        return self.face + np.array([nearest, 0, 0], np.float32), self.presence
+
+
+def follower(nets: FakeNets, max_faces: int = 3, detect_every: int = 100) -> FaceFollower:
+    return FaceFollower(nets, max_faces, detect_every, detection=0.5, presence=0.5, eyes=False)  # type: ignore[arg-type]
+
+
+def identities(follow: FaceFollower) -> list[int]:
+    return [face.identity for face in follow(IMAGE)]
+
+
+def test_faces_that_meet_are_followed_as_one() -> None:
+    nets = FakeNets(0, 100)
+    follow = follower(nets)
+    assert identities(follow) == identities(follow) == [0, 1]
+    nets.at = [50]
+    assert identities(follow) == identities(follow) == [0]
+
+
+def test_a_face_that_comes_back_soon_keeps_its_identity() -> None:
+    nets = FakeNets(0)
+    follow = follower(nets)
+    assert identities(follow) == [0]
+    nets.at = []
+    assert [identities(follow) for _ in range(5)] == [[]] * 5
+    nets.at = [5]
+    assert identities(follow) == [0]
+    nets.at = []
+    assert [identities(follow) for _ in range(40)] == [[]] * 40
+    nets.at = [5]
+    assert identities(follow) == [1]
+
+
+def test_no_more_faces_than_asked_for() -> None:
+    assert identities(follower(FakeNets(0, 60, 120), max_faces=2)) == [0, 1]
+
+
+def test_further_faces_are_found_while_one_is_followed() -> None:
+    nets = FakeNets(0)
+    follow = follower(nets, detect_every=3)
+    assert identities(follow) == [0]
+    nets.at = [0, 100]
+    assert [identities(follow) for _ in range(3)] == [[0], [0], [0, 1]]
+
+
+def test_a_new_face_needs_more_certainty_than_a_followed_one() -> None:
+    nets = FakeNets(0)
+    nets.presence = 0.8
+    follow = follower(nets)
+    assert identities(follow) == []
+    nets.presence = 1.0
+    assert identities(follow) == [0]
+    nets.presence = 0.8
+    assert identities(follow) == [0]
+    nets.presence = 0.4
+    assert identities(follow) == []
+
+
+def test_region_maps_there_and_back() -> None:
+    region = Region(50, 40, 20, np.pi / 2)
+    plain, mirrored = region.to_frame(10), region.to_frame(10, mirrored=True)
+    for warp in (plain, mirrored):
+        assert warp @ (5, 5, 1) == pytest.approx((50, 40))
+    assert plain @ (10, 5, 1) == pytest.approx((50, 50))
+    assert mirrored @ (0, 5, 1) == pytest.approx((50, 50))
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[30:50, 40:60, 0] = np.arange(20)[:, None] * 10
+    cut = Region(50, 40, 20).cut(image, 20)
+    assert cut.shape == (1, 20, 20, 3) and cut[0, :, :, 0] * 255 == pytest.approx(image[30:50, 40:60, 0])
+
+
+def test_overlap() -> None:
+    box = np.array([0, 0, 10, 10], np.float32)
+    others = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [5, 5, 5, 5]], np.float32)
+    assert overlap(box, others) == pytest.approx([1, 1 / 3, 0, 0])
