@@ -93,8 +93,13 @@ def footage_to_model(
 
 
 def _train(places: Places, stages: Stages, seeds: int) -> None:
+    from cmc.train import content_digest
+
     command = ["train", str(places.features), "-o", str(places.model), "--seeds", str(seeds)]
-    inputs = {"features": digest(places.features), "seeds": seeds, "code": source_digest("cmc")}
+    with FeatureFile(places.features) as file:
+        # Not the file's own digest: a changed test clip must not train the model again.
+        content = content_digest(file)
+    inputs = {"features": content, "seeds": seeds, "code": source_digest("cmc")}
     outputs = [places.model / ("seeds.json" if seeds > 1 else "run.json")]
     # Runs of other features or other code are replaced; those of an interrupted try are kept.
     again = [] if stages.was_cut_short("train", inputs) else ["--overwrite"]
