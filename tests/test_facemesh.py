@@ -353,7 +353,7 @@ def test_agrees_with_openface(face_models: list[Path], vs_openface: ModuleType, 
     csv = shared_data / "openface/subj01_timepoint01_openface.csv"
     found = vs_openface.compare(track, vs_openface.read_openface(csv))
     assert found.frames == 158
-    assert found.landmarks["all"] < 0.037 and found.landmarks["eyes"] < 0.022
+    assert found.landmarks["all"] < 0.035 and found.landmarks["eyes"] < 0.022
     for angle in found.pose:  # a head that turns by no more than 2.5 degrees
         assert angle.r > 0.5 and angle.difference < 0.6 and abs(angle.offset) < 2, angle
     r = {measure.theirs: measure.r for measure in found.measures}

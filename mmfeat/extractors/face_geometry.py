@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mmfeat.extractors.face_points import IBUG_68, LEFT_LIDS, RIGHT_LIDS, RIGID, RIGID_FACE
+from mmfeat.extractors.face_points import IBUG_68, JAW_NEXT, JAW_SHARE, LEFT_LIDS, RIGHT_LIDS, RIGID, RIGID_FACE
 
 Floats = NDArray[np.floating]
 
@@ -120,6 +120,14 @@ def upright(mesh: Floats) -> Floats:
     return turned / np.linalg.norm(turned[:, [33]] - turned[:, [263]], axis=2, keepdims=True)
 
 
+def ibug_68(points: Floats) -> Floats:
+    """Shape (N, 68, axes): the iBUG points of meshes (N, 468, axes)."""
+    chosen = points[:, IBUG_68]
+    jaw = chosen[:, : len(JAW_NEXT)]
+    jaw += JAW_SHARE[:, None] * (points[:, JAW_NEXT] - jaw)
+    return chosen
+
+
 def landmarks_in_plane(mesh: Floats) -> Floats:
     """Shape (N, 68, 2): the iBUG points in the image, roll removed, origin between the eyes, inter-ocular distance 1.
 
@@ -128,10 +136,10 @@ def landmarks_in_plane(mesh: Floats) -> Floats:
     across = mesh[:, 263] - mesh[:, 33]
     cos, sin = (across[:, :2] / np.linalg.norm(across[:, :2], axis=1, keepdims=True)).T
     level = np.stack([np.stack([cos, -sin], axis=1), np.stack([sin, cos], axis=1)], axis=1)
-    centred = mesh[:, IBUG_68, :2] - mesh[:, _CORNERS, :2].mean(axis=1, keepdims=True)
+    centred = ibug_68(mesh[:, :, :2]) - mesh[:, _CORNERS, :2].mean(axis=1, keepdims=True)
     return centred @ level / np.linalg.norm(across, axis=1)[:, None, None]
 
 
 def landmarks_in_space(mesh: Floats) -> Floats:
     """Shape (N, 68, 3): the iBUG points without head pose, see `upright`."""
-    return upright(mesh)[:, IBUG_68]
+    return ibug_68(upright(mesh))

@@ -18,7 +18,7 @@ def _indices(*points: int) -> Indices:
 # The 68 points of the iBUG scheme (Sagonas et al. 2013) in the order that OpenFace writes them: jaw from the image's
 # left to its right, brows, nose bridge, nose base, eyes, outer lips, inner lips.
 IBUG_68 = _indices(
-    *(127, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 356),
+    *(127, 234, 93, 132, 58, 172, 150, 176, 152, 400, 379, 397, 288, 361, 323, 454, 356),
     *(46, 63, 105, 66, 107, 336, 296, 334, 293, 276),
     *(168, 197, 5, 4),
     *(240, 97, 2, 326, 460),
@@ -27,6 +27,11 @@ IBUG_68 = _indices(
     *(61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91),
     *(62, 81, 13, 311, 292, 402, 14, 178),
 )
+# iBUG's jaw points divide the outline evenly from ear to chin, the mesh's do not: how far each lies on the way from its
+# point above to the next point of the mesh.
+JAW_NEXT = _indices(127, 93, 132, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 361, 323, 356)
+_HALF_JAW = (0.0, 0.17, 0.30, 0.34, 0.42, 0.80, 0.42, 0.38)
+JAW_SHARE = np.array([*_HALF_JAW, 0.0, *_HALF_JAW[::-1]], np.float32)
 
 # Outer corner, lower lid to the inner corner, upper lid from the outer side: the order of the iris net's first points.
 RIGHT_LIDS = _indices(33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173)

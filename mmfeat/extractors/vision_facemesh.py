@@ -167,7 +167,7 @@ def rows(faces: Faces, columns: tuple[Group, ...]) -> NDArray[np.float32]:
         "gaze": of_gaze,
         "landmarks_2d": lambda: _by_axis(geometry.landmarks_in_plane(faces.mesh)),
         "landmarks_3d": lambda: _by_axis(geometry.landmarks_in_space(faces.mesh)),
-        "landmarks_px": lambda: _by_axis(faces.mesh[:, IBUG_68, :2]),
+        "landmarks_px": lambda: _by_axis(geometry.ibug_68(faces.mesh[:, :, :2])),
         "measures": lambda: measures(geometry.upright(faces.mesh)),
     }
     return np.hstack([makers[group]() for group in columns]).astype(np.float32)
