@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -129,7 +130,8 @@ def speak(
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range), (_VOLUME, volume)):
             library.espeak_SetParameter(parameter, value, 0)
         # espeak-ng says "on the" and some other pairs as one word with one event; a no-break space keeps them apart.
-        data = text.replace(" ", "\u00a0").encode()
+        # After punctuation it would swallow the pause.
+        data = re.sub(r"(?<=\w) ", "\u00a0", text).encode()
         if library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8 | _END_PAUSE, None, None) != 0:
             raise EspeakError(f"espeak-ng does not speak {text!r}")
         library.espeak_Synchronize()

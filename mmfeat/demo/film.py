@@ -61,9 +61,9 @@ def perform(V: int, sound: Sound, rest: NDArray[np.float64], random: np.random.G
     times = (np.arange(steps) + 0.5) / FPS
     onset, apex = random.uniform(0, 0.3) * times[-1], random.uniform(0.2, 0.5)
     course = 0.35 + 0.65 * np.clip((times - onset) / apex, 0, 1)
-    drive = 0.75 * V + random.normal(0, 0.22)
-    smile = (drive + random.normal(0, 0.2)) * course + rest[0] + _wander(random, steps, 0.5, 0.10)
-    brow = (0.8 * drive + random.normal(0, 0.3)) * course + rest[1] + _wander(random, steps, 0.5, 0.12)
+    drive = 0.8 * V + random.normal(0, 0.22)
+    smile = (drive + random.normal(0, 0.18)) * course + rest[0] + _wander(random, steps, 0.5, 0.10)
+    brow = (0.8 * drive + random.normal(0, 0.28)) * course + rest[1] + _wander(random, steps, 0.5, 0.12)
     mouth = 0.75 * loudness(sound.samples, times) ** 0.7 * random.uniform(0.7, 1.1)
     away = max(-drive, 0.0) * random.choice([-0.5, 0.5])
     gaze = away + _wander(random, steps, 0.3, 0.18), 0.3 * abs(away) + _wander(random, steps, 0.3, 0.12)
@@ -94,8 +94,9 @@ def perform(V: int, sound: Sound, rest: NDArray[np.float64], random: np.random.G
 
 def _write(path: Path, face: Face, poses: list[Pose], samples: NDArray[np.float32]) -> None:
     with av.open(str(path), "w", format="mp4") as file:
-        # One thread: the encoder's output then does not depend on the machine.
-        video = file.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "21", "threads": "1"})
+        # One thread and no look-ahead: x264's look-ahead gave other bytes for the same pictures from run to run.
+        options = {"preset": "veryfast", "crf": "21", "x264-params": "threads=1:rc-lookahead=0:mbtree=0"}
+        video = file.add_stream("libx264", rate=FPS, options=options)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         video.codec_context.thread_count = 1
         audio = file.add_stream("aac", rate=RATE, layout="mono")

@@ -60,15 +60,26 @@ _TEMPLATES = {
     ),
 }
 
+_OPEN = (
+    "That {thing} was really something.",
+    "I will remember the {thing} for a long time.",
+    "You can imagine what the {thing} was like.",
+    "{Person} told us everything about the {thing}.",
+    "I have thought about the {thing} all {day}.",
+    "So this is the {thing} they talked about.",
+)
+OPEN_SHARE = 0.15
+"""How often the words leave their polarity open, whatever it is: text alone does not always tell."""
+
 
 def sentence(polarity: int, random: np.random.Generator) -> str:
-    """A sentence that says something negative (-1), neutral (0) or positive (1)."""
+    """A sentence meant as negative (-1), neutral (0) or positive (1); `OPEN_SHARE` of them do not show it."""
 
     def pick(choices: tuple[str, ...]) -> str:
         return choices[random.integers(len(choices))]
 
     person = pick(_PEOPLE)
-    return pick(_TEMPLATES[polarity]).format(
+    return pick(_OPEN if random.uniform() < OPEN_SHARE else _TEMPLATES[polarity]).format(
         thing=pick(_THINGS),
         Person=person[0].upper() + person[1:],
         good=pick(_GOOD),
