@@ -53,6 +53,9 @@ class LibrosaConfig(Config):
     f0_min: float = Field(65.0, gt=0, description="lowest pitch looked for, in Hz")
     f0_max: float = Field(500.0, gt=0, description="highest pitch looked for, in Hz")
     voicing_threshold: float = Field(0.5, ge=0, le=1, description="below this voicing, F0 is 0")
+    silence_db: float = Field(
+        40.0, gt=0, description="steps this much quieter than the clip's loudest are not voiced: hum has a pitch too"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> LibrosaConfig:
@@ -172,6 +175,7 @@ class _Spectra:
         here = frames[:steps, :window]
         later = np.take_along_axis(frames[:steps], period[:, None] + np.arange(window), axis=1)
         energy = np.sqrt((here**2).sum(1) * (later**2).sum(1))
-        voicing = np.divide((here * later).sum(1), energy, out=np.zeros(steps, np.float32), where=energy > 1e-8)
-        voicing = voicing.clip(0, 1)
+        # `energy` is a power: 10 dB are a factor of 10.
+        heard = energy > max(1e-8, energy.max() * 10 ** (-config.silence_db / 10))
+        voicing = np.divide((here * later).sum(1), energy, out=np.zeros(steps, np.float32), where=heard).clip(0, 1)
         return np.stack([np.where(voicing >= config.voicing_threshold, f0[:steps], 0.0), voicing])
