@@ -63,6 +63,7 @@ def _bar(label: str, unit: str, stream: TextIO) -> Iterator[Report]:
 def _lines(label: str, unit: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Iterator[Report]:
     started = shown = clock()
     latest: tuple[int, int, str] | None = None
+    first: tuple[float, int] | None = None
     unshown = False
 
     def show(left: str) -> None:
@@ -72,11 +73,14 @@ def _lines(label: str, unit: str, stream: TextIO, clock: Callable[[], float] = t
         print(", ".join(part for part in parts if part), file=stream, flush=True)
 
     def report(done: int, total: int, note: str = "") -> None:
-        nonlocal shown, latest, unshown
+        nonlocal shown, latest, first, unshown
         latest, unshown = (done, total, note), True
-        if done and clock() - shown >= PLAIN_EVERY:
+        if first is None and done:
+            # What was there before, and the loading of models before the first result, say nothing about the speed.
+            first = clock(), done
+        if first and clock() - shown >= PLAIN_EVERY:
             shown, unshown = clock(), False
-            left = (shown - started) / done * (total - done)
+            left = (shown - first[0]) / (done - first[1]) * (total - done) if done > first[1] else 0.0
             show(f"about {duration(left)} left" if left else "")
 
     yield report

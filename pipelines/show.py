@@ -19,7 +19,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         shown.add_row(*(Text(str(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a log file has no width; 80 would fold every reason
+        console.width = 10_000  # a file has no width, and a path folded in two cannot be copied
     console.print(Text(title, "bold"), shown, sep="\n", soft_wrap=False)
 
 
