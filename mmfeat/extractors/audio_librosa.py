@@ -54,7 +54,7 @@ class LibrosaConfig(Config):
     f0_max: float = Field(500.0, gt=0, description="highest pitch looked for, in Hz")
     voicing_threshold: float = Field(0.5, ge=0, le=1, description="below this voicing, F0 is 0")
     silence_db: float = Field(
-        40.0, gt=0, description="steps this much quieter than the clip's loudest are not voiced: hum has a pitch too"
+        30.0, gt=0, description="steps this much quieter than the clip's loudest are not voiced: hum has a pitch too"
     )
 
     @model_validator(mode="after")
@@ -177,5 +177,7 @@ class _Spectra:
         energy = np.sqrt((here**2).sum(1) * (later**2).sum(1))
         # `energy` is a power: 10 dB are a factor of 10.
         heard = energy > max(1e-8, energy.max() * 10 ** (-config.silence_db / 10))
+        # At the edge of what was looked for there is no period, only the end of the search.
+        heard &= (f0[:steps] > 1.02 * config.f0_min) & (f0[:steps] < 0.98 * config.f0_max)
         voicing = np.divide((here * later).sum(1), energy, out=np.zeros(steps, np.float32), where=heard).clip(0, 1)
         return np.stack([np.where(voicing >= config.voicing_threshold, f0[:steps], 0.0), voicing])
