@@ -88,6 +88,15 @@ def test_a_new_face_needs_more_certainty_than_a_followed_one() -> None:
     assert identities(follow) == []
 
 
+def test_what_is_no_face_on_a_second_look_is_not_met() -> None:
+    nets = FakeNets(0)
+    looks = iter([0.99, 0.05])
+    place = nets.mesh
+    nets.mesh = lambda image, region: (place(image, region)[0], next(looks))  # type: ignore[method-assign]
+    assert identities(follower(nets)) == []
+    assert next(looks, None) is None
+
+
 def test_region_maps_there_and_back() -> None:
     region = Region(50, 40, 20, np.pi / 2)
     plain, mirrored = region.to_frame(10), region.to_frame(10, mirrored=True)

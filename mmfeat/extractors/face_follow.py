@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,8 @@ from mmfeat.extractors.face_points import LEFT_LIDS, RIGHT_LIDS
 Floats = NDArray[np.float32]
 
 _MET = 0.95
-"""Presence that a face needs at first sight; to be followed on it needs less. Hands and cushions reach 0.9, faces 1."""
-_ZOOMED = 0.75
-"""Detection score that counts in a part of the picture: with more to look at, more resembles a face."""
+"""Presence that a face needs at first sight, on a second look from where the mesh itself says that the face is: near 1
+on faces, below 0.1 on hands, signs and clouds, whatever the first look gave."""
 _SAME = 0.3
 """Boxes that overlap by more are one face."""
 _REMEMBERED = 30
@@ -76,27 +76,28 @@ class FaceFollower:
         for face in list(self._followed):
             lost += not self._look(image, face, seen, self._presence)
         if not seen or lost or self._frame % self._detect_every == 0:
-            for detection in self._detections(image, bool(seen)):
-                if len(seen) == self._max_faces:
-                    break
-                if not _known(detection.box, seen):
-                    self._meet(image, detection, seen)
+            self._meet_all(image, self._nets.detect(image, self._detection), seen)
+        if not seen and self._faceless % _ZOOM_EVERY == 0:
+            windows = _windows(image.shape[1], image.shape[0])
+            found = [self._nets.detect(image, self._detection, window) for window in windows]
+            self._meet_all(image, list(chain.from_iterable(found)), seen)
         self._faceless = 0 if seen else self._faceless + 1
         return seen
 
-    def _detections(self, image: Image, has_faces: bool) -> list[Detection]:
+    def _meet_all(self, image: Image, detections: list[Detection], seen: list[Seen]) -> None:
         """The largest first."""
-        found = self._nets.detect(image, self._detection)
-        if not found and not has_faces and self._faceless % _ZOOM_EVERY == 0:
-            for window in _windows(image.shape[1], image.shape[0]):
-                found += self._nets.detect(image, max(self._detection, _ZOOMED), window)
-        return sorted(found, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
+        for detection in sorted(detections, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2]))):
+            if len(seen) < self._max_faces and not _known(detection.box, seen):
+                self._meet(image, detection, seen)
 
     def _meet(self, image: Image, detection: Detection, seen: list[Seen]) -> None:
+        mesh, presence = self._nets.mesh(image, detection.region)
+        if presence < self._presence or not np.isfinite(mesh).all():
+            return
         self._gone = [face for face in self._gone if self._frame - face.last <= _REMEMBERED]
         old = next((face for face in self._gone if overlap(detection.box, face.box[None])[0] > _SAME), None)
-        face = old or _Followed(self._identities, detection.region, detection.box, self._frame)
-        face.region = detection.region
+        face = old or _Followed(self._identities, _region(mesh), detection.box, self._frame)
+        face.region = _region(mesh)
         if self._look(image, face, seen, max(self._presence, _MET)):
             self._followed.append(face)
             if old:
