@@ -103,7 +103,8 @@ def _select(library: Any, voice: str) -> None:
 def speak(
     text: str, voice: str = "en-us", *, rate: int = 175, pitch: int = 50, pitch_range: int = 50, volume: int = 100
 ) -> Speech:
-    """Synthesise `text`; the same arguments always give the same samples.
+    """Synthesise `text`. The same arguments give the same samples, except for voices with breath (`f2`, `f3`, `f5`,
+    `whisper` and a few more), whose noise espeak-ng 1.52 takes from memory that it never set.
 
     `voice` is a language with an optional variant (`en-us+f3`), `rate` counts words per minute, the others are
     espeak's scales from 0 to 100 (`volume` to 200). Raises EspeakError.

@@ -14,7 +14,7 @@ from pathlib import Path
 from mmfeat.demo.plan import PlannedClip, plan
 from mmfeat.espeak import Spoken
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same arguments give other clips."""
 _ANNOTATION = {-1: "Negative", 0: "Neutral", 1: "Positive"}
 _COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")

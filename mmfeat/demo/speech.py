@@ -12,7 +12,8 @@ from mmfeat.espeak import Spoken, speak
 
 RATE = 22050
 _LEAD, _TAIL = 0.30, 0.35  # seconds of room before the first and after the last word, about
-_FEMALE = ("f2", "f3", "Annie", "linda")
+# None of the voices with breath (f2, f3, f5, …): for them espeak-ng reads memory that it never set.
+_FEMALE = ("f1", "f4", "Annie", "linda")
 _MALE = ("m1", "m3", "m7", "Alex")
 
 
