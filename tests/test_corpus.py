@@ -26,7 +26,9 @@ def corpus(root: Path, rows: list[list[str]], header: list[str] | None = None, f
     return root
 
 
-def row(video: str = "v1", clip: str = "0001", text: str = "hello", label: str = "1.0", mode: str = "train") -> list[str]:
+def row(
+    video: str = "v1", clip: str = "0001", text: str = "hello", label: str = "1.0", mode: str = "train"
+) -> list[str]:
     return [video, clip, text, label, "", "", "", "Positive", mode]
 
 
@@ -159,7 +161,9 @@ def test_missing_table_and_folder(tmp_path: Path) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.one_of(st.binary(max_size=400), st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace"))))
+@given(
+    content=st.one_of(st.binary(max_size=400), st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace")))
+)
 def test_any_bytes_give_clips_or_a_corpus_error(tmp_path: Path, content: bytes) -> None:
     for head in (b"", b"video_id,clip_id,text,label,mode\n"):
         (tmp_path / "label.csv").write_bytes(head + content)

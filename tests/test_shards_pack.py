@@ -166,7 +166,9 @@ class TestPack:
         store = Store(tmp_path / "work")
         corpus = self.corpus(tmp_path, store)
         pack(corpus, recipe, store, tmp_path / "with.h5")
-        pack(Corpus(tmp_path, [c for c in corpus.clips if c.split != "test"], []), recipe, store, tmp_path / "without.h5")
+        pack(
+            Corpus(tmp_path, [c for c in corpus.clips if c.split != "test"], []), recipe, store, tmp_path / "without.h5"
+        )
         with h5py.File(tmp_path / "with.h5") as one, h5py.File(tmp_path / "without.h5") as two:
             for name in ("train", "valid", "meta/train_stats/vision", "meta/train_stats/audio"):
                 for key in one[name]:

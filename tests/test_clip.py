@@ -1,0 +1,141 @@
+"""One clip end to end with the default recipe: made on the spot, and real footage of every odd kind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmfeat
+from mmfeat import clip as clip_module
+from mmfeat import models
+from mmfeat.clip import ClipFeatures, extract_to_store
+from mmfeat.corpus import Clip
+from mmfeat.extractors import MissingBackendError
+from mmfeat.media import MediaError
+from mmfeat.recipe import Recipe, load_recipe
+from mmfeat.shards import Store
+from tests.media_files import stripes, tone, write_media
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models() -> None:
+    models.pull()
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("default")
+
+
+def as_clip(path: Path, text: str = "hello there") -> Clip:
+    return Clip(path.parent.name, path.stem, "train", path, text, math.nan)
+
+
+def test_named_tracks_with_times(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", stripes(25), sound=tone(1.0))
+    found = mmfeat.extract(path, text="")
+    assert isinstance(found, ClipFeatures)
+    assert len(found.vision) == 25 and not found.vision.valid.any()
+    assert {"pose_Rx", "gaze_angle_x", "nx_0", "nZ_67", "lip_corner_pull"} <= set(found.vision.names)
+    assert len(found.audio) > 40 and "mfcc_0" in found.audio.names
+    assert found.text.values.shape == (2, 384) and found.words == []
+    assert found.status == "no_face+no_text"
+    assert {"decode", "vision", "audio", "text"} <= set(found.timings)
+
+
+def test_missing_streams_and_what_cannot_be_aligned(tmp_path: Path) -> None:
+    silent = mmfeat.extract(write_media(tmp_path / "silent.mp4", stripes(5)), text="hello")
+    assert silent.status == "no_face+no_audio+no_words" and len(silent.audio) == 0 and len(silent.vision) == 5
+    assert silent.rows()["audio"].shape == (0, len(silent.audio.names))
+    with pytest.raises(MediaError, match="cannot be aligned: no sound"):
+        silent.rows(aligned=True)
+    heard = mmfeat.extract(write_media(tmp_path / "heard.wav", sound=tone(0.5), sound_codec="pcm_s16le"))
+    assert heard.status == "no_video+no_text" and len(heard.vision) == 0 and len(heard.audio) > 0
+
+
+def test_a_broken_file_is_an_error_here_and_a_reason_in_a_corpus(tmp_path: Path, recipe: Recipe) -> None:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(b"not a film" * 99)
+    with pytest.raises(MediaError, match="not a readable media file"):
+        mmfeat.extract(path)
+    store, clip = Store(tmp_path / "work"), as_clip(path)
+    report = extract_to_store(clip, recipe, store)
+    assert report.status == "failed" and "not a readable media file" in report.reason
+    assert store.missing(clip, recipe.fingerprints()) == ()
+    assert store.read(clip, "text", recipe.fingerprints()["text"]).status == "ok"
+
+
+def test_what_goes_wrong_in_one_part_costs_neither_run_nor_other_parts(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object) -> None:
+        raise ZeroDivisionError("a corner nobody saw")
+
+    monkeypatch.setattr(clip_module, "_audio", explode)
+    clip = as_clip(write_media(tmp_path / "a.mp4", stripes(5), sound=tone(0.3)), "")
+    store = Store(tmp_path / "work")
+    report = extract_to_store(clip, recipe, store)
+    assert report.reason == "ZeroDivisionError: a corner nobody saw"
+    prints = recipe.fingerprints()
+    assert store.read(clip, "vision", prints["vision"]).status == "no_face"
+    assert store.read(clip, "audio", prints["audio"]).status == "failed"
+
+
+def test_a_missing_backend_is_not_blamed_on_the_clip(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingBackendError("mmfeat models pull x")
+
+    monkeypatch.setattr(clip_module, "_audio", missing)
+    clip = as_clip(write_media(tmp_path / "a.mp4", stripes(5), sound=tone(0.3)))
+    with pytest.raises(MissingBackendError):
+        extract_to_store(clip, recipe, Store(tmp_path / "work"))
+
+
+def test_only_the_parts_asked_for_are_done(tmp_path: Path, recipe: Recipe) -> None:
+    clip = as_clip(write_media(tmp_path / "a.mp4", stripes(5), sound=tone(0.3)))
+    store = Store(tmp_path / "work")
+    report = extract_to_store(clip, recipe, store, ("audio",))
+    assert report.parts == ("audio",) and "vision" not in report.timings
+    assert store.missing(clip, recipe.fingerprints()) == ("vision", "text", "words")
+
+
+def test_stored_and_direct_features_are_the_same_bits(shared_data: Path, tmp_path: Path, recipe: Recipe) -> None:
+    path = shared_data / "grid" / "Raw" / "bbaf2n" / "0001.mpg"
+    clip, store = as_clip(path, "bin blue at f two now"), Store(tmp_path / "work")
+    extract_to_store(clip, recipe, store)
+    direct = mmfeat.extract(path, clip.text)
+    prints = recipe.fingerprints()
+    stored = clip_module.features({part: store.read(clip, part, prints[part]) for part in recipe.parts()})
+    assert direct.words == stored.words and [word.text for word in direct.words] == clip.text.split()
+    for aligned in (False, True):
+        one, two = direct.rows(aligned), stored.rows(aligned)
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+    assert direct.vision.valid.mean() > 0.95
+
+
+REAL = ("grid/Raw/bbaf2n", "talking", "silent", "odd", "audio")
+
+
+@pytest.mark.parametrize("folder", REAL)
+def test_every_real_file_ends_in_features_or_a_reason(
+    shared_data: Path, tmp_path: Path, recipe: Recipe, folder: str
+) -> None:
+    store = Store(tmp_path / "work")
+    prints = recipe.fingerprints()
+    for path in sorted((shared_data / folder).iterdir()):
+        clip = as_clip(path)
+        report = extract_to_store(clip, recipe, store)
+        assert store.missing(clip, prints) == (), path.name
+        if report.status == "failed":
+            assert report.reason, path.name
+            continue
+        features = clip_module.features({part: store.read(clip, part, prints[part]) for part in recipe.parts()})
+        assert len(features.vision) or len(features.audio), path.name
+        for track in features.tracks.values():
+            assert not len(track) or track.times[-1, 1] <= report.seconds + 1e-3, path.name
