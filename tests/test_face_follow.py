@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import cycle
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mmfeat.extractors.face_follow import FaceFollower
-from mmfeat.extractors.face_nets import Detection, Region, overlap
+from mmfeat.extractors.face_nets import Detection, Region, _without_greeting, overlap
 
 Image = NDArray[np.uint8]
 IMAGE = np.zeros((50, 200, 3), np.uint8)
@@ -115,3 +116,9 @@ def test_overlap() -> None:
     box = np.array([0, 0, 10, 10], np.float32)
     others = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [5, 5, 5, 5]], np.float32)
     assert overlap(box, others) == pytest.approx([1, 1 / 3, 0, 0])
+
+
+def test_only_the_greeting_of_the_runtime_is_kept_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with _without_greeting():
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: a broken model\n")
+    assert capfd.readouterr().err == "ERROR: a broken model\n"

@@ -74,7 +74,7 @@ def gaze(faces: Faces, pose: Pose) -> Floats:
     """Shape (N, 2, 3): unit vectors from the right and the left eye to what they look at.
 
     The line of sight runs from the eyeball's centre, which sits behind the lids' corners and turns with the head,
-    through the point of the eyeball at which the camera sees the iris.
+    through the point of the eyeball at which the camera sees the iris. While an eye is shut it means nothing.
     """
     vectors = np.empty((len(faces.mesh), 2, 3))
     unproject = np.linalg.inv(pose.camera)

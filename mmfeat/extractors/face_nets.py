@@ -6,6 +6,10 @@ What goes in and comes out of each net is MediaPipe's: Bazarevsky et al. 2019 (a
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +80,9 @@ class Detection:
 
 class _Net:
     def __init__(self, path: Path):
-        self._interpreter = Interpreter(str(path), num_threads=1)
-        self._interpreter.allocate_tensors()
+        with _without_greeting():
+            self._interpreter = Interpreter(str(path), num_threads=1)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         # Told apart by size, not by order: converters reorder outputs.
         outputs = self._interpreter.get_output_details()
@@ -88,6 +93,27 @@ class _Net:
         self._interpreter.set_tensor(self._input, batch)
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(index)[0] for index in self._outputs]
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """LiteRT greets on the process's standard error, in the middle of a progress bar; all else it says is passed on."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(b"INFO: Created TensorFlow Lite XNNPACK delegate"):
+                    os.write(2, line)
 
 
 class FaceNets:
