@@ -92,7 +92,8 @@ def _engine() -> Iterator[tuple[Any, int]]:
             yield library, rate
         finally:
             library.espeak_Terminate()
-            (_ctypes.dlclose if hasattr(_ctypes, "dlclose") else _ctypes.FreeLibrary)(library._handle)
+            unload = getattr(_ctypes, "dlclose", None) or getattr(_ctypes, "FreeLibrary")  # noqa: B009 - one per system
+            unload(library._handle)
 
 
 def _select(library: Any, voice: str) -> None:

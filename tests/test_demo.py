@@ -59,7 +59,17 @@ def test_training_does_not_see_what_was_planted(demo: Demo) -> None:
     assert not demo.truth.is_relative_to(demo.folder)
     with (demo.folder / "label.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode"]
+    assert list(rows[0]) == [
+        "video_id",
+        "clip_id",
+        "text",
+        "label",
+        "label_T",
+        "label_A",
+        "label_V",
+        "annotation",
+        "mode",
+    ]
     assert all(row["label_T"] == row["label_A"] == row["label_V"] == "" for row in rows)
     with (demo.truth / "planted.csv").open(newline="", encoding="utf-8") as file:
         planted = list(csv.DictReader(file))
@@ -145,9 +155,7 @@ def test_the_voice_follows_its_label() -> None:
     levels, lengths = {}, {}
     planned = plan(120, 0)[0]
     for A in (-1, 1):
-        sounds = [
-            say(type(planned)(**{**vars(planned), "A": A}), voice, np.random.default_rng(i)) for i in range(8)
-        ]
+        sounds = [say(type(planned)(**{**vars(planned), "A": A}), voice, np.random.default_rng(i)) for i in range(8)]
         levels[A] = np.mean([np.sqrt(np.mean(sound.samples**2)) for sound in sounds])
         lengths[A] = np.mean([sound.speech[1] - sound.speech[0] for sound in sounds])
     assert levels[1] > 1.5 * levels[-1] and lengths[1] < 0.85 * lengths[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def times(words: list[Word]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("voice", "how"), [("en-us+f1", {}), ("en-us+m3", {"rate": 140, "pitch": 30}), ("en-us+f4", {"rate": 210, "pitch": 65})]
+    ("voice", "how"),
+    [("en-us+f1", {}), ("en-us+m3", {"rate": 140, "pitch": 30}), ("en-us+f4", {"rate": 210, "pitch": 65})],
 )
 def test_boundaries_are_those_of_the_synthesiser(aligner: Any, voice: str, how: dict[str, int]) -> None:
     sound, truth = spoken(SENTENCE, voice, **how)
@@ -72,9 +74,12 @@ def test_pronunciations_are_what_the_dictionary_would_have(aligner: Any) -> None
     truth = [aligner._decoder.lookup_word(word).split() for word in known]
     guessed = [phones.split() for phones in arpabet(known)]
     assert all(guessed)
-    agree = [sum(a == b for a, b in zip(x, y, strict=False)) / max(len(x), len(y)) for x, y in zip(truth, guessed, strict=True)]
+    agree = [
+        sum(a == b for a, b in zip(x, y, strict=False)) / max(len(x), len(y))
+        for x, y in zip(truth, guessed, strict=True)
+    ]
     assert np.mean(agree) > 0.75
-    assert arpabet(["", "…"]) == ["", ""] or all(phones == "" for phones in arpabet([""]))
+    assert arpabet([""]) == [""]
 
 
 def test_a_number_is_one_word_however_it_is_said(aligner: Any) -> None:
@@ -87,7 +92,7 @@ def test_a_number_is_one_word_however_it_is_said(aligner: Any) -> None:
 def test_a_wrong_transcript_has_low_confidence(aligner: Any) -> None:
     sound, _ = spoken(SENTENCE)
     right = np.mean([word.confidence for word in aligner(sound, SENTENCE)])
-    wrong = np.mean([word.confidence for word in aligner(sound, "Please avoid this museum, nothing ever worked for us there.")])
+    wrong = np.mean([word.confidence for word in aligner(sound, "Avoid this museum, nothing ever worked for us.")])
     assert wrong < 0.35 and right > wrong + 0.25
 
 
@@ -120,7 +125,7 @@ def test_nothing_to_align(aligner: Any) -> None:
 
 def test_reasons_name_what_is_wrong(aligner: Any) -> None:
     sound, _ = spoken("Hello there.")
-    with pytest.raises(AlignmentError, match="English only.*你"):
+    with pytest.raises(AlignmentError, match=r"English only.*你"):
         aligner(sound, "hello 你好")
     with pytest.raises(AlignmentError, match="at least"):
         aligner(Waveform(sound.samples[:4000], sound.rate), SENTENCE)
@@ -172,13 +177,14 @@ def test_pieces_hold_everything_once() -> None:
     assert len(pieces) > 2 and all(piece[-1].end - piece[0].start <= 1000 for piece in pieces)
     words = [segment.word for piece in pieces for segment in piece if not segment.is_filler]
     assert words == [segment.word for segment in segments if not segment.is_filler]
-    assert all(a[-1].end == b[0].start for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a[-1].end == b[0].start for a, b in pairwise(pieces))
 
 
 def test_pocketsphinx_is_quiet(aligner: Any, capfd: pytest.CaptureFixture[str]) -> None:
     sound, _ = spoken(SENTENCE)
     aligner(sound, SENTENCE)
+    entry = find("pocketsphinx")
+    narrow = entry.make(entry.config(beams=(1e-2,)))
     with pytest.raises(AlignmentError):
-        entry = find("pocketsphinx")
-        entry.make(entry.config(beams=(1e-2,)))(sound, SENTENCE)
+        narrow(sound, SENTENCE)
     assert capfd.readouterr() == ("", "")

@@ -31,7 +31,8 @@ class Demo:
     folder: Path
     """label.csv and Raw/<video_id>/<clip_id>.mp4: all that training may see."""
     truth: Path
-    """planted.csv (true label_T, label_A, label_V, and label, their consensus), true_words.json (word times) and demo.json (how the corpus was made)."""
+    """planted.csv (true label_T, label_A, label_V, and label, their consensus), true_words.json (word times) and
+    demo.json (how the corpus was made)."""
     clips: int
     made: int
     """How many of them this call made; the others were there."""
@@ -111,13 +112,15 @@ def _make_all(todo: list[PlannedClip], folder: Path, truth: Path, workers: int |
     workers = min(workers or len(os.sched_getaffinity(0)), len(todo))
     if workers <= 1:
         for clip in todo:
-            yield _make(clip, folder, truth)
+            _make(clip, folder, truth)
+            yield
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, held or not
     with ProcessPoolExecutor(workers, context) as pool:
         futures = [pool.submit(_make, clip, folder, truth) for clip in todo]
         for future in futures:
-            yield future.result()
+            future.result()
+            yield
 
 
 def _make(clip: PlannedClip, folder: Path, truth: Path) -> None:

@@ -1,19 +1,22 @@
 """A drawn, shaded, moving face whose expression, gaze and mouth follow parameters.
 
-The face is a picture over a height map: features are drawn flat, in face units (half the width of the face is 1, y points
-down, the eyes lie at y = -0.12), shaded by the map's normals, then turned in space, so that a face mesh sees real
+The face is a picture over a height map. Features are drawn flat, in face units (half the width of the face is 1, y
+points down, the eyes lie at y = -0.12), shaded by the normals of the map, then turned in space: a face mesh sees real
 parallax and real head angles.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from mmfeat.demo.identity import Identity, Pose, random_identity
+
+__all__ = ["HEIGHT", "WIDTH", "Face", "Identity", "Pose", "random_identity"]
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -22,90 +25,19 @@ Points = NDArray[np.float64]
 WIDTH, HEIGHT = 320, 240
 _SCALE = 80  # texture pixels per face unit; about 1.4 per picture pixel
 _HALF_W, _HALF_H = 1.4, 1.75  # what the texture covers, face units
+_ORIGIN = np.array([_HALF_W, _HALF_H])  # the middle of the face, from the texture's corner
 _MARGIN = 40  # pixels that the figure may move without showing its end
 _EYE_X, _EYE_Y = 0.40, -0.12
 _MOUTH_Y = 0.74
 _SUBPIXEL = 4  # bits of fraction in cv2's coordinates
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What does not change within a speaker. Colours are RGB, 0 to 255."""
-
-    skin: tuple[float, float, float]
-    hair: tuple[float, float, float]
-    iris: tuple[float, float, float]
-    lips: tuple[float, float, float]
-    shirt: tuple[float, float, float]
-    wall: tuple[float, float, float]
-    long_hair: bool
-    jaw: float
-    """Width of the jaw, about 1."""
-    nose: float
-    """Width of the nose, about 1."""
-    eyes: float
-    """Size of the eyes, about 1."""
-    brows: float
-    """Thickness of the brows, about 1."""
-    size: float
-    """Picture pixels per face unit."""
-    light: tuple[float, float, float]
-    """Direction towards the light: right, down, towards the camera."""
-    texture: int
-    """Seed of the skin's and the wall's texture."""
-
-
-@dataclass(frozen=True)
-class Pose:
-    """One moment of a face; everything 0 is a calm face that looks into the camera."""
-
-    smile: float = 0.0
-    """Lip corners: 1 up and out, -1 down."""
-    brow: float = 0.0
-    """1 raised, -1 lowered and drawn together."""
-    mouth: float = 0.0
-    """0 closed, 1 wide open."""
-    eyes: float = 1.0
-    """0 shut, 1 open."""
-    gaze: tuple[float, float] = (0.0, 0.0)
-    """Right and down, -1 to 1."""
-    yaw: float = 0.0
-    """Degrees, positive to the right of the picture."""
-    pitch: float = 0.0
-    """Degrees, positive down."""
-    roll: float = 0.0
-    """Degrees, positive clockwise."""
-    shift: tuple[float, float] = (0.0, 0.0)
-    """Face units from the middle of the picture."""
-
-
-def random_identity(random: np.random.Generator, female: bool) -> Identity:
-    tone = random.uniform(0, 1)
-    skin = (1 - tone) * np.array([236, 193, 165]) + tone * np.array([141, 94, 68]) + random.normal(0, 4, 3)
-    hairs = np.array([[42, 30, 24], [72, 48, 32], [110, 74, 44], [168, 128, 78], [58, 58, 60]])
-    hair = hairs[random.integers(len(hairs) if tone < 0.5 else 2)] + random.normal(0, 5, 3)
-    irises = np.array([[74, 48, 28], [96, 72, 40], [70, 96, 70], [70, 104, 140]])
-    lips = skin * [0.84, 0.58, 0.58] + ([18, 0, 4] if female else [0, 4, 4])
-    return Identity(
-        skin=tuple(skin),
-        hair=tuple(hair),
-        iris=tuple(irises[random.integers(len(irises) if tone < 0.5 else 2)]),
-        lips=tuple(lips),
-        shirt=tuple(random.uniform(30, 200, 3)),
-        wall=tuple(random.uniform(90, 190) + random.normal(0, 14, 3)),
-        long_hair=female and bool(random.uniform() < 0.8),
-        jaw=random.uniform(0.9, 0.98) if female else random.uniform(0.98, 1.08),
-        nose=random.uniform(0.85, 1.15),
-        eyes=random.uniform(0.95, 1.12),
-        brows=random.uniform(0.7, 0.95) if female else random.uniform(0.95, 1.3),
-        size=random.uniform(54, 64),
-        light=(random.uniform(-0.7, 0.7), random.uniform(-0.6, -0.2), 1.0),
-        texture=int(random.integers(1 << 31)),
-    )
+def _blurred(picture: Any, sigma: float) -> Any:
+    return cv2.GaussianBlur(picture, (0, 0), sigma)
 
 
 def _to_texture(points: Any) -> NDArray[np.int32]:
-    pixels = (np.asarray(points, float) + [_HALF_W, _HALF_H]) * _SCALE * (1 << _SUBPIXEL)
+    pixels = (np.asarray(points, float) + _ORIGIN) * _SCALE * (1 << _SUBPIXEL)
     return np.round(pixels).astype(np.int32)
 
 
@@ -164,7 +96,7 @@ class Face:
         lips = 0.06 * self._bump(0, _MOUTH_Y, 0.3, 0.16) - 0.04 * self._bump(0, 0.96, 0.3, 0.06)
         chin = 0.07 * self._bump(0, 1.14, 0.25, 0.14)
         height = head + nose + wings + sockets + ridge + cheeks + lips + chin
-        return cv2.GaussianBlur(height.astype(np.float32), (0, 0), 2.5)
+        return _blurred(height.astype(np.float32), 2.5)
 
     def _make_normals(self) -> Floats:
         dx = cv2.Sobel(self._height, cv2.CV_32F, 1, 0, ksize=3) / 8 * _SCALE
@@ -173,7 +105,7 @@ class Face:
         return (normals / np.linalg.norm(normals, axis=2, keepdims=True)).astype(np.float32)
 
     def _noise(self, shape: tuple[int, int], sigma: float) -> Floats:
-        noise = cv2.GaussianBlur(self._random.standard_normal(shape).astype(np.float32), (0, 0), sigma)
+        noise = _blurred(self._random.standard_normal(shape).astype(np.float32), sigma)
         return noise / noise.std()
 
     def _make_skin(self) -> tuple[Floats, Floats]:
@@ -182,7 +114,9 @@ class Face:
         shape = self._height.shape
         skin = np.full((*shape, 3), me.skin, np.float32)
         skin *= (1 + 0.02 * self._noise(shape, 3) + 0.015 * self._noise(shape, 12))[..., None]
-        blush = self._bump(-0.55, 0.32, 0.28, 0.22) + self._bump(0.55, 0.32, 0.28, 0.22) + self._bump(0, 0.38, 0.14, 0.1)
+        blush = (
+            self._bump(-0.55, 0.32, 0.28, 0.22) + self._bump(0.55, 0.32, 0.28, 0.22) + self._bump(0, 0.38, 0.14, 0.1)
+        )
         skin *= 1 - blush[..., None] * np.array([0.0, 0.09, 0.08], np.float32)
         sockets = self._bump(-_EYE_X, _EYE_Y, 0.27, 0.13) + self._bump(_EYE_X, _EYE_Y, 0.27, 0.13)
         under_nose = self._bump(0, 0.49, 0.2 * me.nose, 0.05)
@@ -206,8 +140,8 @@ class Face:
             cv2.ellipse(cover, centre.tolist(), axes.tolist(), 0, 0, 360, 1.0, -1, cv2.LINE_AA, _SUBPIXEL)
         mane = np.zeros(shape, np.float32)
         cv2.fillPoly(mane, [_to_texture(hairline)], 1.0, cv2.LINE_AA, _SUBPIXEL)
-        mane = cv2.GaussianBlur(mane, (0, 0), 1.6)
-        opacity = np.maximum(cv2.GaussianBlur(cover, (0, 0), 1.0), mane)[..., None]
+        mane = _blurred(mane, 1.6)
+        opacity = np.maximum(_blurred(cover, 1.0), mane)[..., None]
         # No skin outside the face's outline, or it would shine through the hair's soft outer edge.
         beyond = np.where(cv2.erode(cover, np.ones((9, 9))) < 1, np.sqrt(mane), mane)[..., None]
         return skin + (hair - skin) * beyond, opacity
@@ -220,16 +154,18 @@ class Face:
         wall = light + 0.03 * self._noise(shape, 20) + 0.015 * self._noise(shape, 2)
         edge = self._random.uniform(0.1, 0.9) * WIDTH
         wall = wall * np.where(x < edge, 1.0, 0.88)
-        return cv2.GaussianBlur((wall[..., None] * np.array(self.identity.wall)).astype(np.float32), (0, 0), 2)
+        return _blurred((wall[..., None] * np.array(self.identity.wall)).astype(np.float32), 2)
 
     def _fill(self, canvas: Floats, outline: Points, colour: Any, soft: float = 0.7, strength: float = 1.0) -> None:
         """Paint an outline's inside on a texture, its edge softened by `soft` texture pixels."""
-        low = np.floor((outline.min(axis=0) + [_HALF_W, _HALF_H]) * _SCALE - 4 - 3 * soft).astype(int).clip(0)
-        high = np.ceil((outline.max(axis=0) + [_HALF_W, _HALF_H]) * _SCALE + 4 + 3 * soft).astype(int)
+        low = np.floor((outline.min(axis=0) + _ORIGIN) * _SCALE - 4 - 3 * soft).astype(int).clip(0)
+        high = np.ceil((outline.max(axis=0) + _ORIGIN) * _SCALE + 4 + 3 * soft).astype(int)
         window = canvas[low[1] : high[1], low[0] : high[0]]
         mask = np.zeros(window.shape[:2], np.float32)
-        cv2.fillPoly(mask, [_to_texture(outline) - (low << _SUBPIXEL).astype(np.int32)], strength, cv2.LINE_AA, _SUBPIXEL)
-        mask = cv2.GaussianBlur(mask, (0, 0), soft)[..., None]
+        cv2.fillPoly(
+            mask, [_to_texture(outline) - (low << _SUBPIXEL).astype(np.int32)], strength, cv2.LINE_AA, _SUBPIXEL
+        )
+        mask = _blurred(mask, soft)[..., None]
         window += (np.asarray(colour, np.float32) - window) * mask
 
     def _eye(self, canvas: Floats, side: int, pose: Pose) -> None:
@@ -241,13 +177,15 @@ class Face:
         lid_y = y - top + (0.03 if open_ < 0.3 else 0)
         upper = _curve([inner, (x - side * 0.1, lid_y + 0.012), (x + side * 0.06, lid_y), outer])
         lower = _curve([outer, (x + side * 0.05, y + bottom), (x - side * 0.09, y + bottom * 0.9), inner])
-        crease = upper + [0, -0.055]
+        crease = upper + np.array([0, -0.055])
         self._fill(canvas, np.concatenate([crease, upper[::-1]]), np.array(me.skin) * 0.86, soft=1.5, strength=0.5)
-        self._fill(canvas, np.concatenate([crease + [0, -0.012], crease[::-1]]), np.array(me.skin) * 0.62, 0.9, 0.8)
+        self._fill(
+            canvas, np.concatenate([crease + np.array([0, -0.012]), crease[::-1]]), np.array(me.skin) * 0.62, 0.9, 0.8
+        )
         almond = np.concatenate([upper, lower])
         if open_ > 0.08:
-            low = np.floor((almond.min(axis=0) + [_HALF_W, _HALF_H]) * _SCALE - 5).astype(int)
-            high = np.ceil((almond.max(axis=0) + [_HALF_W, _HALF_H]) * _SCALE + 5).astype(int)
+            low = np.floor((almond.min(axis=0) + _ORIGIN) * _SCALE - 5).astype(int)
+            high = np.ceil((almond.max(axis=0) + _ORIGIN) * _SCALE + 5).astype(int)
             window = canvas[low[1] : high[1], low[0] : high[0]]
             ball = np.empty_like(window)
             ball[:] = (226, 220, 216)
@@ -263,15 +201,17 @@ class Face:
             disc(centre, 0.098, iris * 0.45)
             disc(centre, 0.086, iris)
             disc(centre, 0.04, (14, 12, 12))
-            disc(centre + [0.03 * np.sign(me.light[0] or 1), -0.035], 0.017, (250, 250, 250))
-            shadow = np.exp(-((self._y[low[1] : high[1], :1] - (y - top)) / 0.05).clip(0, None) ** 2)[..., None]
+            disc(centre + np.array([0.03 * np.sign(me.light[0] or 1), -0.035]), 0.017, (250, 250, 250))
+            shadow = np.exp(-(((self._y[low[1] : high[1], :1] - (y - top)) / 0.05).clip(0, None) ** 2))[..., None]
             ball *= 1 - 0.4 * shadow
             mask = np.zeros(window.shape[:2], np.float32)
             cv2.fillPoly(mask, [_to_texture(almond) - corner.astype(np.int32)], 1.0, cv2.LINE_AA, _SUBPIXEL)
-            window += (ball - window) * cv2.GaussianBlur(mask, (0, 0), 0.6)[..., None]
-        lash = np.concatenate([upper + [0, -0.026], upper[::-1] + [0, 0.006]])
+            window += (ball - window) * _blurred(mask, 0.6)[..., None]
+        lash = np.concatenate([upper + np.array([0, -0.026]), upper[::-1] + np.array([0, 0.006])])
         self._fill(canvas, lash, np.array(me.hair) * 0.4, soft=0.8, strength=0.95)
-        self._fill(canvas, np.concatenate([lower, lower[::-1] + [0, 0.016]]), np.array(me.skin) * 0.5, 0.9, 0.55)
+        self._fill(
+            canvas, np.concatenate([lower, lower[::-1] + np.array([0, 0.016])]), np.array(me.skin) * 0.5, 0.9, 0.55
+        )
 
     def _brow(self, canvas: Floats, side: int, pose: Pose) -> None:
         me = self.identity
@@ -281,10 +221,12 @@ class Face:
                         (side * 0.5, y - 0.07), (side * 0.68, y + 0.01)])  # fmt: skip
         thick = 0.05 * me.brows * np.array([0.75, 1.0, 0.85, 0.2])
         width = np.interp(np.linspace(0, 3, len(spine)), range(4), thick)[:, None] * [0, 1]
-        self._fill(canvas, np.concatenate([spine - width, spine[::-1] + width[::-1]]), np.array(me.hair) * 0.8, 1.5, 0.9)
+        self._fill(
+            canvas, np.concatenate([spine - width, spine[::-1] + width[::-1]]), np.array(me.hair) * 0.8, 1.5, 0.9
+        )
         if draw > 0.2:
             fold = _curve([(side * 0.06, -0.42), (side * 0.075, -0.34), (side * 0.06, -0.24)])
-            line = np.concatenate([fold, fold[::-1] + [side * 0.018, 0]])
+            line = np.concatenate([fold, fold[::-1] + np.array([side * 0.018, 0])])
             self._fill(canvas, line, np.array(me.skin) * 0.6, 1.4, 0.6 * draw)
 
     def _mouth(self, canvas: Floats, pose: Pose) -> None:
@@ -313,18 +255,20 @@ class Face:
         lower = _curve(whole([(0, bottom), *outer_low[::-1], corner]))
         if up > 0.1 or down > 0.1:
             for side in (-1, 1):  # the fold from the nose round the mouth, and the shadow in the corner
-                fold = _curve([(side * 0.2, 0.42), (side * (half + 0.05), 0.56), (side * (half + 0.09), corner_y + 0.02)])
-                line = np.concatenate([fold, fold[::-1] + [side * 0.02, 0.0]])
+                fold = _curve(
+                    [(side * 0.2, 0.42), (side * (half + 0.05), 0.56), (side * (half + 0.09), corner_y + 0.02)]
+                )
+                line = np.concatenate([fold, fold[::-1] + np.array([side * 0.02, 0.0])])
                 self._fill(canvas, line, np.array(me.skin) * 0.66, 2.0, 0.55 * up + 0.25 * down)
-        self._fill(canvas, np.concatenate([upper, lower[::-1]]) * [1.01, 1] + [0, 0.004], lips * 0.9, 1.3)
+        self._fill(canvas, np.concatenate([upper, lower[::-1]]) * [1.01, 1] + np.array([0, 0.004]), lips * 0.9, 1.3)
         self._fill(canvas, np.concatenate([seam_low, lower[::-1]]), np.minimum(lips * 1.1, 255), 1.2)
         if pose.mouth > 0.04:
             cave = np.concatenate([seam_up, seam_low[::-1]])
             self._fill(canvas, cave, (58, 22, 22), 0.8)
-            teeth = np.minimum(seam_up + [0, 0.075], seam_low - [0, 0.3 * gap])
+            teeth = np.minimum(seam_up + np.array([0, 0.075]), seam_low - np.array([0, 0.3 * gap]))
             teeth = np.maximum(teeth, seam_up) * [0.82, 1]
             self._fill(canvas, np.concatenate([seam_up * [0.82, 1], teeth[::-1]]), (226, 220, 210), 0.8, 0.9)
-        seam = np.concatenate([seam_up - [0, 0.011], seam_up[::-1] + [0, 0.009]])
+        seam = np.concatenate([seam_up - np.array([0, 0.011]), seam_up[::-1] + np.array([0, 0.009])])
         self._fill(canvas, seam, lips * 0.42, 0.8, 0.9)
         for side in (-1, 1):
             dot = _curve([corner * [side, 1] + d for d in ((-0.03, 0), (0, -0.02), (0.025, 0), (0, 0.02))], closed=True)
@@ -350,19 +294,19 @@ class Face:
         self._paste(picture, texture, turn, centre)
         grain = np.random.default_rng((self.identity.texture, noise)).standard_normal((HEIGHT, WIDTH, 1), np.float32)
         picture = cv2.GaussianBlur(picture, (3, 3), 0.6) + 2.0 * grain
-        return cv2.convertScaleAbs(np.maximum(picture, 0, out=picture))
+        return np.asarray(cv2.convertScaleAbs(np.maximum(picture, 0, out=picture)), np.uint8)
 
     def _body(self, pose: Pose) -> Floats:
         """The wall with shoulders, neck and long hair before it; they follow the head only partly."""
         colour, opacity = self._figure
         x, y = 0.6 * np.array(pose.shift) * self.identity.size
         move = np.array([[1, 0, x - _MARGIN], [0, 1, y - _MARGIN]])
-        colour, opacity = (cv2.warpAffine(layer, move, (WIDTH, HEIGHT)) for layer in (colour, opacity))
-        return self._wall * (1 - opacity) + colour
+        front, cover = (cv2.warpAffine(layer, move, (WIDTH, HEIGHT)) for layer in (colour, opacity))
+        return np.asarray(self._wall * (1 - cover) + front, np.float32)
 
     @cached_property
     def _figure(self) -> tuple[Floats, Floats]:
-        """Colour times opacity, and opacity, of what is below and behind the head; `_MARGIN` larger than the picture."""
+        """Colour times opacity, and opacity, of what is below and behind the head, with a margin around the picture."""
         me = self.identity
         shape = (HEIGHT + 2 * _MARGIN, WIDTH + 2 * _MARGIN)
         colour, opacity = np.zeros((*shape, 3), np.float32), np.zeros((*shape, 3), np.float32)
@@ -372,7 +316,7 @@ class Face:
             pixels = np.round((_mirrored(points) * me.size + middle) * (1 << _SUBPIXEL)).astype(np.int32)
             mask = np.zeros(shape, np.float32)
             cv2.fillPoly(mask, [pixels], 1.0, cv2.LINE_AA, _SUBPIXEL)
-            mask = cv2.GaussianBlur(mask, (0, 0), soft)[..., None]
+            mask = _blurred(mask, soft)[..., None]
             colour[:] += (np.asarray(shade, np.float32) - colour) * mask
             opacity[:] += (1 - opacity) * mask
 

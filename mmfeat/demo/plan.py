@@ -1,8 +1,8 @@
 """What is planted in a demo corpus: speakers, their split, and every clip's true T, A and V labels.
 
 Labels are -1 negative, 0 neutral, 1 positive. On about two thirds of a split's clips (`AGREE`) all three modalities say
-the same. On the others they conflict: one modality differs from the other two or, rarely (`ALL_DIFFER` of the conflicts), all
-three differ. The multimodal label M is the majority of T, A and V, and neutral where all three differ.
+the same. On the others they conflict: one modality differs from the other two or, rarely (`ALL_DIFFER` of the
+conflicts), all three differ. The multimodal label M is the majority of T, A and V, and neutral where all three differ.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PlannedClip:
         return f"{self.video_id}$_${self.clip_id}"
 
     @property
-    def M(self) -> int:
+    def M(self) -> int:  # noqa: N802 - the field's name
         return consensus(self.T, self.A, self.V)
 
 

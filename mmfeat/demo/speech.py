@@ -53,7 +53,7 @@ class Sound:
 
 
 def say(clip: PlannedClip, voice: Voice, random: np.random.Generator) -> Sound:
-    """Speak a clip's sentence. A positive A label means higher, livelier, faster and louder; a negative one the opposite.
+    """Speak a clip's sentence: higher, livelier, faster and louder for a positive A label, the opposite for a negative.
 
     espeak's word events are the truth: a word begins with its first sound and ends with its last one, so pauses and the
     silence around the sentence belong to no word.

@@ -37,7 +37,9 @@ class PocketsphinxConfig(Config):
     """Forced alignment of English; the model is part of the package."""
 
     beams: tuple[float, ...] = Field(
-        (1e-64, 1e-120, 1e-300), description="pruning widths, each tried where the one before lost all paths", min_length=1
+        (1e-64, 1e-120, 1e-300),
+        description="pruning widths, each tried where the one before lost all paths",
+        min_length=1,
     )
     confidence_middle: float = Field(7.0, description="nats below the best sound that give a confidence of one half")
     confidence_scale: float = Field(0.8, description="nats over which confidence rises", gt=0)
@@ -123,7 +125,7 @@ class PocketsphinxAligner:
         least = sum(min(map(self._phones, ways)) for ways in words) * _FRAMES_PER_PHONE * _FRAME
         seconds = len(samples) / RATE
         if least > seconds:
-            raise AlignmentError(f"{len(words)} words take at least {least:.1f} s and the sound is {seconds:.1f} s long")
+            raise AlignmentError(f"{len(words)} words take at least {least:.1f} s, the sound is {seconds:.1f} s long")
         for beam in self.config.beams:
             try:
                 found = self._first_pass(samples, words, beam)
@@ -235,7 +237,8 @@ def _cut(segments: list[_Segment], seconds: float) -> Iterator[list[_Segment]]:
     longest = round(seconds / _FRAME)
     while segments and segments[-1].end - segments[0].start > longest:
         start = segments[0].start
-        window = [i for i, s in enumerate(segments) if start + longest // 2 <= s.end <= start + longest and i + 1 < len(segments)]
+        early, late = start + longest // 2, start + longest
+        window = [i for i, segment in enumerate(segments[:-1]) if early <= segment.end <= late]
         if not window:
             break
         at = max(window, key=lambda i: (segments[i].end - segments[i].start) * segments[i].is_filler)

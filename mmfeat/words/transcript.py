@@ -106,7 +106,8 @@ def _ways(text: str) -> tuple[Spoken, ...]:
 def _plain(text: str) -> str:
     """Compatibility forms and accents resolved, one kind of apostrophe and hyphen."""
     text = unicodedata.normalize("NFKD", text)
-    text = "".join("'" if c in _APOSTROPHES else "-" if c in _HYPHENS else c for c in text if not unicodedata.combining(c))
+    bare = (character for character in text if not unicodedata.combining(character))
+    text = "".join("'" if c in _APOSTROPHES else "-" if c in _HYPHENS else c for c in bare)
     return unicodedata.normalize("NFC", text)
 
 

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/alignment.py [--clips 60] [--data ../shared/data]
 
-Synthetic: a demo corpus against espeak-ng's own word events, clean and with white noise at 20, 10 and 5 dB. Real: GRID and
-recordings with TextGrids whose makers are unknown, so that a few tens of ms of them are the reference's own.
+Synthetic: a demo corpus against espeak-ng's own word events, clean and with white noise at 20, 10 and 5 dB. Real: GRID
+and recordings with TextGrids whose makers are unknown, so that a few tens of ms of them are the reference's own.
 """
 
 from __future__ import annotations
