@@ -25,21 +25,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         "heads": 4,
         "out_dropout": 0.4,
         "batch_size": 64,
+        "pretrain_epochs": 100,
+        "epochs": 100,
         "label_momentum": (0.8, 0.99, 0.99),
         "label_gamma": 0.5,
         "label_warmup": 0,
         "weight_decay": 0.0,
+        "gain": 0.0,
     },
     # A small self-collected corpus on a laptop. pseudo_labels.py and ema.py argue for the schedules.
     "calibrated": {
         "layers": 2,
         "heads": 4,
         "out_dropout": 0.3,
-        "batch_size": 32,
+        # More steps than the published 64 clips give a small corpus, in fewer epochs.
+        "batch_size": 16,
+        "pretrain_epochs": 50,
+        "epochs": 50,
         "label_momentum": (0.8, 0.8, 0.8),
         "label_gamma": 0.0,
         "label_warmup": 2,
         "weight_decay": 1e-2,
+        "gain": 2e-3,
     },
 }
 
@@ -82,10 +89,13 @@ class Config(BaseModel):
     contrastive: bool = Field(default=True, description="the supervised contrastive term in both stages' losses")
     use: tuple[Modality, ...] = Field(default=MODALITIES, description="modalities to train on")
 
-    batch_size: int = Field(default=32, ge=2, description="clips per step")
-    pretrain_epochs: int = Field(default=100, ge=1, description="at most, stage 1")
-    epochs: int = Field(default=100, ge=1, description="at most, stage 2")
+    batch_size: int = Field(default=16, ge=2, description="clips per step")
+    pretrain_epochs: int = Field(default=50, ge=1, description="at most, stage 1")
+    epochs: int = Field(default=50, ge=1, description="at most, stage 2")
     patience: int = Field(default=10, ge=1, description="epochs without a better validation loss before a stage ends")
+    gain: float = Field(
+        default=2e-3, ge=0, description="validation loss that counts as better is lower by more than this"
+    )
     lr: float = Field(default=1e-3, gt=0, description="learning rate of everything but the text encoder")
     lr_text: float = Field(default=5e-5, gt=0, description="learning rate of the text encoder")
     weight_decay: float = Field(

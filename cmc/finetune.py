@@ -105,7 +105,7 @@ def finetune(
     """Run stage 2 until validation loss has not improved for `patience` epochs; Ctrl-C ends it with the best so far."""
     stage = Finetuning(model, train, valid, labels, config, task)
     order = torch.Generator().manual_seed(config.seed + 1)
-    best, kept = Best(), Finetuned(snapshot(model), 0)
+    best, kept = Best(config.gain), Finetuned(snapshot(model), 0)
     try:
         for epoch in range(1, config.epochs + 1):
             trained = stage.train_epoch(train.batches(config.batch_size, order))

@@ -149,7 +149,7 @@ def pretrain(
     stage = Pretraining(models, train, valid, config, task)
     order = torch.Generator().manual_seed(config.seed)
     steps = -(-len(train) // config.batch_size)
-    best = {m: Best() for m in models}
+    best = {m: Best(config.gain) for m in models}
     kept = Pretrained({}, {"train": {}, "valid": {}}, {})
     try:
         for epoch in range(1, config.pretrain_epochs + 1):

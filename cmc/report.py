@@ -164,3 +164,45 @@ def show_prediction(prediction: Any) -> None:
     console.print(table)
     if prediction.status != "ok":
         console.print(f"clip: {prediction.status} {prediction.reason}", highlight=False)
+
+
+def show_ablation(results: Mapping[str, list[dict[str, Any]]]) -> None:
+    """The results of `cmc.ablate.ablate` as tables on stdout: accuracy and F1 per group, then recovered labels."""
+    from cmc.metrics import mean_std
+
+    def spread(rows: list[dict[str, float]], name: str) -> str:
+        return percent(list(mean_std([{name: row[name]} for row in rows])[name]))
+
+    console = Console()
+    first = next(iter(results.values()))[0]
+    seeds = max(len(rows) for rows in results.values())
+    console.print(
+        f"Test split, mean ± standard deviation of {seeds} seeds: Acc and F1 weighted by class", highlight=False
+    )
+    table = Table()
+    table.add_column("")
+    for group, clips in first["clips"].items():
+        table.add_column(f"{group}\n{clips} clips", justify="right")
+    baseline = first["majority"]
+    table.add_row("majority class", *(_two(percent(b["accuracy"]), percent(b["f1"])) for b in baseline.values()))
+    for name, rows in results.items():
+        per_group = ([row["cmc"][group] for row in rows] for group in first["clips"])
+        table.add_row(name, *(_two(spread(figures, "accuracy"), spread(figures, "f1")) for figures in per_group))
+    console.print(table)
+    recovered = {name: [row["recovered"] for row in rows] for name, rows in results.items() if rows[0]["recovered"]}
+    if recovered:
+        console.print("True unimodal labels of the training clips that are found", highlight=False)
+        table = Table()
+        modalities = list(next(iter(recovered.values()))[0])
+        for column in ("", *modalities):
+            table.add_column(column, justify="right" if column else "left")
+        rows = next(iter(recovered.values()))
+        table.add_row("copying the clip's label", *(spread([row[m] for row in rows], "copying M") for m in modalities))
+        for name, rows in recovered.items():
+            shares = (spread([row[m] for row in rows], "pseudo labels") for m in rows[0])
+            table.add_row(f"PLGM, {name}", *shares)
+        console.print(table)
+
+
+def _two(accuracy: str, f1: str) -> str:
+    return f"{accuracy}\n{f1}"

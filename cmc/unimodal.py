@@ -74,6 +74,10 @@ class Branch(nn.Module):
             config.width, config.heads, 4 * config.width, config.dropout, batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        if config.calibrated:
+            # Dropping attention weights keeps torch from its fast attention on a CPU, for next to nothing.
+            for made in self.encoder.layers:
+                made.self_attn.dropout = 0.0
         for parameter in self.encoder.parameters():  # the layers start as copies of one
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
