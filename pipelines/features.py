@@ -41,7 +41,7 @@ def make_features(
     With `stages`, packing is skipped where it would write what is there.
     Raises what `extract_corpus` and `pack` raise.
     """
-    workdir = workdir or out.with_suffix(".work")
+    workdir = workdir or default_workdir(out)
     show_problems(corpus)
     with stop_on_interrupt(_announce) as stop, progress("Extracting") as report:
         extraction = extract_corpus(
@@ -81,6 +81,11 @@ def make_features(
     elif not stages.run("features", inputs, [out], write):
         print(f"{out} is up to date.")
     return _status(out)
+
+
+def default_workdir(out: Path) -> Path:
+    """Beside the feature file, and one for all that lie there: the aligned and the unaligned form share shards."""
+    return out.with_name("mmfeat-work")
 
 
 def _status(out: Path) -> Exit:

@@ -19,7 +19,7 @@ from mmfeat.corpus import Clip, Corpus
 from mmfeat.layout import FeatureFile
 from mmfeat.recipe import load_recipe
 from pipelines.exits import Exit
-from pipelines.features import make_features
+from pipelines.features import default_workdir, make_features
 from pipelines.show import table
 from pipelines.stages import Stages, digest, source_digest
 
@@ -204,7 +204,7 @@ def _summarise(places: Places, corpus_folder: Path, seeds: int) -> None:
     print()
     results = [
         ("features", places.features, f"mmfeat info {places.features}"),
-        ("features of each clip", places.features.with_suffix(".work"), "kept, so that a run can continue"),
+        ("features of each clip", default_workdir(places.features), "kept, so that a run can continue"),
         ("models", places.model, "one folder per seed" if seeds > 1 else "weights and run.json"),
         ("figures", places.metrics, ""),
         ("confusion matrix", places.confusion, ""),

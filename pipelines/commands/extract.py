@@ -23,7 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
         type=Path,
-        help="where results per clip are kept, so that a run can continue (default: FILE.work beside FILE.h5)",
+        help="where results per clip are kept: a run can continue, and the aligned and the unaligned form come from "
+        "one extraction (default: mmfeat-work beside FILE.h5)",
     )
     parser.add_argument("--retry-failed", action="store_true", help="try clips again that failed before")
 
