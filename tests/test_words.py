@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmfeat.espeak import speak
 from mmfeat.media import open_media
@@ -15,14 +18,20 @@ from mmfeat.track import Waveform, Word
 from mmfeat.words import AlignmentError, find
 from mmfeat.words import pocketsphinx as module
 from mmfeat.words.pronounce import arpabet
+from mmfeat.words.transcript import tokens
 
 SENTENCE = "We bought the second camera, and the waiter was very kind."
 
 
-@pytest.fixture(scope="module")
-def aligner() -> Any:
+@cache
+def _shared_aligner() -> Any:
     entry = find("pocketsphinx")
     return entry.make(entry.config())
+
+
+@pytest.fixture(scope="module")
+def aligner() -> Any:
+    return _shared_aligner()
 
 
 def spoken(text: str, voice: str = "en-us+f1", lead: float = 0.3, **how: int) -> tuple[Waveform, np.ndarray]:
@@ -129,6 +138,18 @@ def test_reasons_name_what_is_wrong(aligner: Any) -> None:
         aligner(sound, "hello 你好")
     with pytest.raises(AlignmentError, match="at least"):
         aligner(Waveform(sound.samples[:4000], sound.rate), SENTENCE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text("abzAZé90,.'’-$€% æß½Ⅷ()\u0301\ufe0f👍|<>[]ʼŒ", max_size=14))
+def test_any_latin_text_gives_its_words_or_a_reason(text: str) -> None:
+    sound = Waveform(np.random.default_rng(0).normal(0, 0.1, 40000).astype(np.float32), 16000)
+    try:
+        words = _shared_aligner()(sound, text)
+    except AlignmentError:
+        return
+    assert [(word.text, word.span) for word in words] == [(token.text, token.span) for token in tokens(text)]
+    assert all(0 <= word.start <= word.end <= sound.seconds for word in words)
 
 
 def test_beams_are_widened_before_giving_up() -> None:

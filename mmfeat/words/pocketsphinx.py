@@ -44,7 +44,10 @@ class PocketsphinxConfig(Config):
     confidence_middle: float = Field(7.0, description="nats below the best sound that give a confidence of one half")
     confidence_scale: float = Field(0.8, description="nats over which confidence rises", gt=0)
     piece_seconds: float = Field(
-        30.0, description="longer recordings have their boundaries refined in pieces, cut at pauses", gt=5
+        60.0,
+        description="longer recordings have their boundaries refined in pieces, cut at pauses: memory grows with the "
+        "square of a piece",
+        gt=5,
     )
 
 
