@@ -8,7 +8,11 @@ from pipelines.progress import duration
 from pipelines.show import table
 
 SUMMARY = "extract one media file and show what was measured"
-EXAMPLES = ('mmfeat clip interview.mp4 --text "what a lovely day"', "mmfeat clip long.mkv --start 12.5 --end 15")
+EXAMPLES = (
+    'mmfeat clip interview.mp4 --text "what a lovely day"',
+    'mmfeat clip interview.mp4 --text "what a lovely day" --plot clip.png',
+    "mmfeat clip long.mkv --start 12.5 --end 15",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +21,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="default", metavar="NAME|FILE.yaml", help="what to extract, and how")
     parser.add_argument("--start", type=float, metavar="SECONDS", help="cut the clip out of a longer file: from")
     parser.add_argument("--end", type=float, metavar="SECONDS", help="cut the clip out of a longer file: to")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw frames with landmarks, sound with words, pitch and measures"
+    )
 
 
 def run(args: argparse.Namespace) -> Exit:
     import mmfeat
 
-    found = mmfeat.extract(args.media, args.text, args.recipe, start=args.start, end=args.end)
+    recipe = mmfeat.load_recipe(args.recipe)
+    found = mmfeat.extract(args.media, args.text, recipe, start=args.start, end=args.end)
     reason = f" ({found.reason})" if found.reason else ""
     print(f"{args.media}: {duration(found.seconds)}, {found.status}{reason}\n")
     for modality, track in found.tracks.items():
@@ -41,4 +49,9 @@ def run(args: argparse.Namespace) -> Exit:
     print(f"text: {len(found.text.ids)} wordpieces, {found.text.values.shape[1]} columns")
     for word in found.words:
         print(f"  {word.start:7.3f} {word.end:7.3f}  {word.text}")
+    if args.plot:
+        from mmfeat.plot import plot_clip
+
+        plot_clip(args.media, args.text, recipe, args.plot, args.start, args.end)
+        print(f"\n{args.plot}: drawn")
     return Exit.OK
