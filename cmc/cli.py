@@ -39,6 +39,14 @@ examples:
   cmc ablate features.h5 -o ablation --seeds 5
   cmc ablate features.h5 -o ablation --truth planted.csv --text freeze --variants CMC "no PLGM" "late fusion"
 {_EXIT}"""
+_PLANT = f"""\
+Write a feature file whose true unimodal labels are known, and conflict with the clip's label on a share of the clips.
+The labels go into FILE_truth.csv beside it.
+
+examples:
+  cmc plant planted.h5
+  cmc ablate planted.h5 -o ablation --truth planted_truth.csv --text freeze --layers 1
+{_EXIT}"""
 _PREDICT = f"""\
 Classify one clip: extracts its features with the recipe that the run stores.
 
@@ -107,6 +115,16 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     ablate.add_argument("--threads", type=_positive, metavar="N", help="threads of torch")
     if "ablate" in arguments[:1]:
         add_config_flags(ablate)
+
+    plant = add("plant", "a feature file with known unimodal labels", _PLANT, _plant)
+    plant.add_argument("out", type=Path, metavar="FILE", help="feature file to write (.h5)")
+    plant.add_argument("--clips", type=_positive, nargs=3, default=(150, 60, 200), metavar=("TRAIN", "VALID", "TEST"))
+    plant.add_argument("--conflict", type=float, default=0.6, metavar="SHARE", help="of clips with one odd modality")
+    plant.add_argument("--signal", type=float, default=3.0, help="distance of classes, in a clip's own scatter")
+    plant.add_argument(
+        "--missing", type=float, default=0.0, metavar="SHARE", help="of clips without sound; of those without face"
+    )
+    plant.add_argument("--seed", type=int, default=0)
     return whole
 
 
@@ -263,6 +281,15 @@ def _ablate(args: argparse.Namespace) -> int:
             args.features, args.out, config_of(args), args.seeds, args.truth, args.variants or tuple(VARIANTS), report
         )
     show_ablation(results)
+    return OK
+
+
+def _plant(args: argparse.Namespace) -> int:
+    from cmc.planted import Plan, plant
+
+    splits = dict(zip(("train", "valid", "test"), args.clips, strict=True))
+    plant(args.out, Plan(splits, args.conflict, args.signal, args.missing, seed=args.seed))
+    print(f"{args.out}, true labels in {args.out.with_name(f'{args.out.stem}_truth.csv')}")
     return OK
 
 

@@ -33,7 +33,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     # It only helps to find reads of memory that nobody wrote, at the cost of writing all of it.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def optimizer(models: Iterable[nn.Module], config: Config) -> torch.optim.Adam:
