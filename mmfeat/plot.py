@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from mmfeat.clip import ClipFeatures
+from mmfeat.clip import ClipFeatures, extract
 from mmfeat.media import open_media
+from mmfeat.recipe import Recipe
 from mmfeat.track import Frame, Track, Waveform
 
 STRIP = 8
@@ -24,12 +25,13 @@ _NUMBERED = re.compile(r"_?\d+$")
 
 
 def plot_clip(
-    path: Path, features: ClipFeatures, out: Path, start: float | None = None, end: float | None = None
+    path: Path, text: str, recipe: Recipe, out: Path, start: float | None = None, end: float | None = None
 ) -> None:
-    """Draw `features` of the clip at `path` (cut as it was extracted) into the picture `out`.
+    """Extract the clip at `path` and draw it into the picture `out`; `start` and `end` cut it out of a longer file.
 
-    Landmarks are drawn where the vision track has pixel columns `x_0`, `y_0`, ….
+    Raises what `mmfeat.extract` raises.
     """
+    features = extract(path, text, _with_pixels(recipe), start, end)
     with open_media(path, start, end) as media:
         frames = _strip(media.frames(), features.seconds)
         sound = media.waveform()
@@ -50,6 +52,14 @@ def plot_clip(
     plt.close(figure)
 
 
+def _with_pixels(recipe: Recipe) -> Recipe:
+    """The same recipe; facemesh also says where in the picture it saw the landmarks."""
+    if recipe.vision["extractor"] != "facemesh":
+        return recipe
+    columns = [*recipe.resolved()["vision"]["columns"], "landmarks_px"]
+    return recipe.model_copy(update={"vision": {**recipe.vision, "columns": tuple(dict.fromkeys(columns))}})
+
+
 def _strip(frames: object, seconds: float) -> list[Frame]:
     """STRIP frames, the one on screen in the middle of each slot."""
     wanted = [(k + 0.5) * seconds / STRIP for k in range(STRIP)]
@@ -64,6 +74,8 @@ def _strip(frames: object, seconds: float) -> list[Frame]:
 def _draw_frames(axis: Axes, frames: list[Frame], vision: Track, seconds: float) -> None:
     axis.set_yticks([])
     axis.set_ylim(0, 1)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(bottom=False)
     if not frames:
         axis.text(0.5 * seconds, 0.5, "no pictures", ha="center")
         return

@@ -26,7 +26,7 @@ def write_media(
     codec: str = "libx264",
     sound_codec: str = "aac",
 ) -> Path:
-    """A media file of RGB `frames`, shown from `times` (default: evenly at `fps`), and `sound` of shape (channels, n)."""
+    """A media file of RGB `frames`, shown from `times` (or evenly at `fps`), and `sound` of shape (channels, n)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         video = audio = None

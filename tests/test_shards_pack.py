@@ -101,9 +101,14 @@ class TestStore:
     def test_an_interrupted_write_leaves_nothing_behind(self, tmp_path: Path) -> None:
         target = tmp_path / "file"
         target.write_text("old")
-        with pytest.raises(KeyboardInterrupt), atomic(target) as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
+
+        def interrupted() -> None:
+            with atomic(target) as temporary:
+                temporary.write_text("half")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
