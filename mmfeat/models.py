@@ -130,9 +130,7 @@ MODELS: dict[str, ModelInfo] = {
             "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
             _MINILM,
             (
-                _minilm_file(
-                    "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41", 612
-                ),
+                _minilm_file("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41", 612),
                 _minilm_file(
                     "tokenizer_config.json",
                     "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
@@ -148,9 +146,7 @@ MODELS: dict[str, ModelInfo] = {
                     "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
                     466247,
                 ),
-                _minilm_file(
-                    "vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3", 231508
-                ),
+                _minilm_file("vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3", 231508),
                 _minilm_file(  # the sha256 that the makers publish
                     "model.safetensors",
                     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -332,9 +328,7 @@ def _from_hub(name: str) -> Path:
         for weights in _WEIGHTS:
             try:
                 folder = Path(
-                    snapshot_download(
-                        name, allow_patterns=[*_DESCRIPTIONS, weights], local_files_only=offline
-                    )
+                    snapshot_download(name, allow_patterns=[*_DESCRIPTIONS, weights], local_files_only=offline)
                 )
             except LocalEntryNotFoundError:
                 if offline:

@@ -16,9 +16,10 @@ from mmfeat import layout
 from mmfeat.clip import FAILED, features, summary
 from mmfeat.corpus import Clip, Corpus
 from mmfeat.extractors import TextConfig
+from mmfeat.files import atomic
 from mmfeat.layout import ClipStatus
 from mmfeat.recipe import Recipe
-from mmfeat.shards import Shard, Store, atomic
+from mmfeat.shards import Shard, Store
 from mmfeat.track import Word
 
 PACKAGES = ("mmfeat", "numpy", "torch", "transformers", "librosa", "av", "opencv-python-headless", "ai-edge-litert")
@@ -101,7 +102,6 @@ def pack(
     lengths = {"text": pieces} | {
         modality: pieces if aligned else survey.padded(modality, recipe.padding) for modality in layout.TIMED
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(out) as temporary, h5py.File(temporary, "w") as file:
         layout.write_head(
             file,

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmfeat.corpus import Clip
+from mmfeat.files import atomic
 from mmfeat.layout import canonical_json
 
 
@@ -60,7 +58,6 @@ class Store:
     def write(self, clip: Clip, part: str, fingerprint: str, shard: Shard) -> Path:
         """Store a result; a failure of an earlier try is forgotten."""
         place = self._place(clip, part, fingerprint, _source(clip))
-        place.parent.mkdir(parents=True, exist_ok=True)
         head = {
             "id": clip.id,
             "status": shard.status,
@@ -78,7 +75,6 @@ class Store:
     def fail(self, clip: Clip, part: str, fingerprint: str, reason: str) -> Path:
         """Store that there is no result, and why."""
         path = self._place(clip, part, fingerprint, _source(clip)).with_suffix(".failed")
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
             temporary.write_text(canonical_json({"id": clip.id, "reason": reason}), encoding="utf-8")
         return path
@@ -113,19 +109,3 @@ def _source(clip: Clip) -> list[Any] | None:
     except OSError:
         return None
     return [clip.path.name, stat.st_size, stat.st_mtime_ns] if clip.path and stat else None
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Write to a temporary file beside `path`, then put it in place: readers see the old file or the whole new one.
-
-    The content is on disk (fsync) before it takes its name. On an exception nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,10 +12,11 @@ import pytest
 from mmfeat import clip as clip_module
 from mmfeat import pack as pack_module
 from mmfeat.corpus import Clip, Corpus
+from mmfeat.files import atomic
 from mmfeat.layout import FeatureFile, LayoutError
 from mmfeat.pack import NothingUsableError, pack
 from mmfeat.recipe import Recipe, load_recipe
-from mmfeat.shards import Shard, Store, atomic
+from mmfeat.shards import Shard, Store
 
 FINGERPRINTS = {"vision": "v0", "audio": "a0", "text": "t0", "words": "w0"}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmfeat.demo.plan import PlannedClip, plan
 from mmfeat.espeak import Spoken
+from mmfeat.files import atomic
 
 VERSION = 3
 """Raised whenever the same arguments give other clips."""
@@ -132,16 +133,12 @@ def _make(clip: PlannedClip, folder: Path, truth: Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-    temporary.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mmfeat.demo.face import HEIGHT, WIDTH, Face, Pose, random_identity
 from mmfeat.demo.plan import PlannedClip
 from mmfeat.demo.speech import RATE, Sound, loudness, random_voice, say
 from mmfeat.espeak import Spoken
+from mmfeat.files import atomic
 
 FPS = 25
 
@@ -30,13 +30,8 @@ def make_clip(clip: PlannedClip, path: Path) -> list[Spoken]:
     random = np.random.default_rng(clip.seed)
     sound = say(clip, voice, random)
     poses = perform(clip.V, sound, rest, random)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-    try:
+    with atomic(path) as temporary:
         _write(temporary, face, poses, sound.samples)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return sound.words
 
 
