@@ -121,15 +121,13 @@ def test_a_clip_without_anything_trains_without_nan() -> None:
 
 
 def test_fusion_by_hand() -> None:
-    X = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
-    everything = torch.ones(1, 3, dtype=torch.bool)
-    near, far = torch.tensor([1 / 0.07, 0.0]).softmax(0)
-    weights = torch.tensor([near / (2 * near + far), far / (2 * near + far)])
-    row = 2 * weights[0] * X[0, 0] + weights[1] * X[0, 1]
-    torch.testing.assert_close(fuse(X, everything, 0.07)[0, 0], row)
-    without = fuse(X, torch.tensor([[True, True, False]]), 0.07)[0]
-    torch.testing.assert_close(without[0], (torch.tensor([[1 / 0.07, 0.0]]).softmax(1) @ X[0, :2])[0])
-    assert (without[2] == 0).all()
+    X = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]])
+    everything, without = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[True, True, False]])
+    weights = torch.tensor([1.0, 0.0, 0.6]).softmax(0)
+    torch.testing.assert_close(fuse(X, everything, 1.0)[0, 0], weights @ X[0])
+    fused = fuse(X, without, 1.0)[0]
+    torch.testing.assert_close(fused[0], torch.tensor([1.0, 0.0]).softmax(0) @ X[0, :2])
+    assert (fused[2] == 0).all()
 
 
 def test_router_keeps_the_k_largest_of_what_is_there() -> None:
