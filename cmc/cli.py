@@ -248,26 +248,21 @@ def _evaluate(args: argparse.Namespace) -> int:
     import json
 
     from cmc import seeds
-    from cmc.evaluate import evaluate
-    from cmc.report import draw_confusion, show_evaluation
+    from cmc.evaluate import evaluate, write
+    from cmc.report import show_evaluation
 
     folders = seeds.folders(args.folder)
     results = [evaluate(f, args.features, args.split, args.truth, tuple(args.drop)) for f in folders]
-    result = results[0] if len(results) == 1 else seeds.together(results)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
     if len(results) > 1:
-        name = (
-            "metrics.json"
-            if args.split == "test" and not args.drop
-            else f"metrics_{'_'.join([args.split, *args.drop])}.json"
-        )
-        (args.folder / name).write_text(text, encoding="utf-8")
-    draw_confusion(result, args.folder / "confusion.png")
+        for folder, result in zip(folders, results, strict=True):
+            write(folder, result)
+    result = results[0] if len(results) == 1 else seeds.together(results)
+    metrics, confusion = write(args.folder, result)
     if args.json:
-        print(text)
+        print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
         show_evaluation(result)
-        print(f"written: {args.folder / 'metrics.json'}, {args.folder / 'confusion.png'}")
+        print(f"written: {metrics}, {confusion}")
     return OK
 
 

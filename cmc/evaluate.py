@@ -27,7 +27,9 @@ from cmc.metrics import (
     consistency,
     majority,
 )
+from cmc.report import draw_confusion
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from mmfeat.files import atomic
 from mmfeat.layout import FeatureFile, polarity
 
 
@@ -79,10 +81,22 @@ def evaluate(
         data = data.without(modality)
     predictions = predict_split(model, data)
     unimodal = read_truth(truth, data.ids) if truth else {key: data.label(key).numpy() for key in "TAV"}
-    result = figures(record, data.label("M").numpy(), unimodal, predictions) | {"split": split, "dropped": list(drop)}
-    name = "metrics.json" if split == "test" and not drop else f"metrics_{'_'.join([split, *drop])}.json"
-    (folder / name).write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    return result
+    return figures(record, data.label("M").numpy(), unimodal, predictions) | {"split": split, "dropped": list(drop)}
+
+
+def write(folder: Path, result: dict[str, Any]) -> tuple[Path, Path]:
+    """Put figures, and their confusion matrix as a picture, into a run folder; returns the two files.
+
+    Figures of another split, or with a modality dropped, do not replace those of the test split.
+    """
+    kind = [] if result["split"] == "test" else [result["split"]]
+    suffix = "".join(f"_{part}" for part in [*kind, *(f"without_{modality}" for modality in result["dropped"])])
+    metrics, confusion = folder / f"metrics{suffix}.json", folder / f"confusion{suffix}.png"
+    with atomic(metrics) as path:
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+    with atomic(confusion) as path:
+        draw_confusion(result, path)
+    return metrics, confusion
 
 
 def figures(

@@ -22,6 +22,7 @@ from cmc.data import Task
 from cmc.fusion import Multimodal
 from cmc.text_encoder import rebuild_encoder
 from cmc.unimodal import Unimodal
+from mmfeat.files import atomic
 
 FORMAT_VERSION = 1
 
@@ -65,15 +66,19 @@ def write(
     """Write a run. An older one in the folder is no longer one before its files are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)
-    _replace(folder / "model.safetensors", lambda path: save_file(_contiguous(model), path))
+    with atomic(folder / "model.safetensors") as path:
+        save_file(_contiguous(model), path)
     stacked = {f"{m}.{name}": tensor for m, weights in unimodal.items() for name, tensor in weights.items()}
-    _replace(folder / "unimodal.safetensors", lambda path: save_file(_contiguous(stacked), path))
+    with atomic(folder / "unimodal.safetensors") as path:
+        save_file(_contiguous(stacked), path)
     arrays = {f"{split}_id": np.array(of_split) for split, of_split in ids.items()}
     arrays |= {f"{split}_{LETTERS[m]}": s.numpy() for split, per in states.items() for m, s in per.items()}
-    _replace(folder / "pseudo_labels.npz", lambda path: _save_arrays(path, arrays))
+    with atomic(folder / "pseudo_labels.npz") as path:
+        np.savez(path, **arrays)  # type: ignore[arg-type]
     values = asdict(replace(record)) | {"config": record.config.model_dump(mode="json")}
     text = json.dumps(values, indent=1, ensure_ascii=False)
-    _replace(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+    with atomic(folder / "run.json") as path:
+        path.write_text(text, encoding="utf-8")
 
 
 def read(folder: Path) -> Record:
@@ -121,15 +126,3 @@ def load_pseudo_labels(folder: Path) -> dict[str, np.ndarray]:
 
 def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside `path`, then put it there in one step."""
-    temporary = path.with_name(f".{path.name}.new")
-    write(temporary)
-    temporary.replace(path)
