@@ -54,6 +54,8 @@ examples:
   cmc predict runs/first clip.mp4 --text "what a lovely day"
   cmc predict runs/first clip.mp4 --text "what a lovely day" --json
 {_EXIT}"""
+# The matrices are small: more threads gain little, cost much on a busy machine, and change the last digits of weights.
+_THREADS = "threads of torch (1): weights then do not depend on how many cores there are; recorded with the run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +88,7 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     train.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="folder for the run")
     train.add_argument("--overwrite", action="store_true", help="replace a finished run")
     train.add_argument("--seeds", type=_positive, default=1, metavar="N", help="runs with seeds SEED, SEED+1, …")
-    train.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; recorded with the run")
+    train.add_argument("--threads", type=_positive, default=1, metavar="N", help=_THREADS)
     if "train" in arguments[:1]:
         add_config_flags(train)
 
@@ -112,7 +114,7 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     ablate.add_argument("--seeds", type=_positive, default=5, metavar="N", help="runs with seeds SEED, SEED+1, …")
     ablate.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")
     ablate.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants only")
-    ablate.add_argument("--threads", type=_positive, metavar="N", help="threads of torch")
+    ablate.add_argument("--threads", type=_positive, default=1, metavar="N", help=_THREADS)
     if "ablate" in arguments[:1]:
         add_config_flags(ablate)
 
@@ -237,11 +239,10 @@ def _done(folder: Path, features: Path, config: Any) -> Any:
     return record
 
 
-def _threads(number: int | None) -> None:
-    if number is not None:
-        import torch
+def _threads(number: int) -> None:
+    import torch
 
-        torch.set_num_threads(number)
+    torch.set_num_threads(number)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

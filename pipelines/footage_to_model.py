@@ -95,9 +95,7 @@ def footage_to_model(
 def _train(places: Places, stages: Stages, seeds: int) -> None:
     from cmc.train import content_digest
 
-    # One thread: the matrices are small, and threads that wait for each other on a busy machine cost ten times what
-    # they save. Also, weights then do not depend on how many cores there are.
-    command = ["train", str(places.features), "-o", str(places.model), "--seeds", str(seeds), "--threads", "1"]
+    command = ["train", str(places.features), "-o", str(places.model), "--seeds", str(seeds)]
     with FeatureFile(places.features) as file:
         # Not the file's own digest: a changed test clip must not train the model again.
         content = content_digest(file)
