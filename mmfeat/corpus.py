@@ -145,7 +145,7 @@ def _clip(
         if not written or (column.startswith("label_") and written.lower() in ("na", "nan", "none", "null")):
             return empty
         try:
-            value = float(written)
+            value = _seconds(written) if column in ("start", "end") else float(written)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
@@ -192,6 +192,14 @@ def _clip(
         refused="; ".join(fatal),
     )
     return clip, [Problem(row, clip.id, *problem) for problem in problems]
+
+
+def _seconds(written: str) -> float:
+    """Seconds from `12.5` or from a clock: `1:02.5`, `00:16:16,059`. Raises ValueError."""
+    hours, minutes, seconds = (["0", "0", *written.replace(",", ".").split(":")])[-3:]
+    if written.count(":") > 2:
+        raise ValueError(written)
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def _plain(name: str) -> bool:

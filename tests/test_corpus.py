@@ -120,6 +120,21 @@ def test_cuts_of_one_long_file(tmp_path: Path) -> None:
     assert [problem.kind for problem in found.problems] == ["times"]
 
 
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("2.5", 2.5), ("1:02.5", 62.5), ("00:16:16,059", 976.059), ("7", 7.0)]
+)
+def test_times_may_be_written_as_a_clock(tmp_path: Path, written: str, seconds: float) -> None:
+    root = corpus(tmp_path, [[*row(), written, "1:00:00"]], [*HEADER, "start", "end"])
+    clip = load(root).clips[0]
+    assert (clip.start, clip.end, clip.refused) == (pytest.approx(seconds), 3600.0, "")
+
+
+@pytest.mark.parametrize("written", ["1:2:3:4", "a:b", ":", "nan", "1:-"])
+def test_times_that_are_none_are_refused(tmp_path: Path, written: str) -> None:
+    root = corpus(tmp_path, [[*row(), written, ""]], [*HEADER, "start", "end"])
+    assert "not a number" in load(root).clips[0].refused
+
+
 def test_several_files_and_names_with_dots(tmp_path: Path) -> None:
     root = corpus(tmp_path, [row(clip="a.b"), row(clip="a")])
     (root / "Raw/v1/a.b.wav").touch()
