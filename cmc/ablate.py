@@ -126,7 +126,7 @@ def _one(name: str, features: Path, config: Config, truth: Path | None, report: 
         model, record = fitted.model, fitted.record
         recovered = _recovered(material.train, fitted.states["train"]) if config.labels == "pseudo" else {}
     with FeatureFile(features) as file:
-        test = _annotated(load(file, "test", material.task, config.calibrated), truth)
+        test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth)
         if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
             test = cache(test, load_encoder(encoder_name(file.recipe), frozen=True))
     unimodal = {key: test.label(key).numpy() for key in "TAV"}

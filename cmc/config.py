@@ -103,6 +103,11 @@ class Config(BaseModel):
     )
     weight_decay_text: float = Field(default=1e-3, ge=0, description="L2 term of the text encoder's weights")
 
+    steps: int = Field(
+        default=0,
+        ge=0,
+        description="calibrated mode: most steps of sound or sight per clip, longer ones averaged in windows; 0: all",
+    )
     label_momentum: tuple[float, float, float] = Field(
         default=(0.8, 0.8, 0.8), description="m0 of the soft label states of text, audio and vision"
     )

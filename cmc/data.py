@@ -123,7 +123,7 @@ class Split:
         return replace(self, masks={**self.masks, modality: mask})
 
 
-def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True) -> Split:
+def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True, steps: int = 0) -> Split:
     """One split of a feature file.
 
     Args:
@@ -131,6 +131,7 @@ def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True) 
         split: `train`, `valid` or `test`.
         task: what the labels mean; None reads no label at all, and keeps every clip.
         masked: use masks; False is reference mode.
+        steps: most steps of sound or sight per clip, see `shorten`; 0 keeps all.
 
     With labels, clips whose own label is missing are left out. Raises DataError where no clip is left.
     """
@@ -142,6 +143,8 @@ def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True) 
         masks["text"] = text_mask(tokens)
     loaded = Split(tuple(file.read(split, "id")), tensors, masks, tokens, _labels(file, split, task) if task else None)
     loaded = finite(loaded)
+    if steps and masked:
+        loaded = shorten(loaded, steps)
     if task is not None:
         loaded = loaded.select(loaded.label("M") >= 0)
     if not len(loaded):
@@ -167,6 +170,30 @@ def finite(split: Split) -> Split:
             # What is masked must not even meet the arithmetic: 0 · inf is NaN.
             good = good & mask[:, :, None]
         inputs[modality] = values.where(good, 0.0)
+    return replace(split, inputs=inputs, masks=masks)
+
+
+def shorten(split: Split, steps: int) -> Split:
+    """The split with at most `steps` steps of audio and of vision per clip: means over windows of equal length.
+
+    A clip's window depends on its own length alone, not on padding or on other clips, and is 1 for a clip that is
+    short enough; steps that were not measured are left out of the means. Attention costs the square of the steps,
+    and without positions it only sees them as a set.
+    """
+    inputs, masks = dict(split.inputs), dict(split.masks)
+    for modality in TIMED:
+        x, mask = inputs[modality], masks[modality]
+        if mask is None or x.shape[1] <= steps:
+            continue
+        clips, longest = mask.shape
+        position = torch.arange(longest)
+        lengths = ((position + 1) * mask).amax(1)
+        windows = (-(-lengths // steps)).clamp_min(1)
+        slot = (position // windows[:, None] + torch.arange(clips)[:, None] * steps)[mask]
+        counts = torch.bincount(slot, minlength=clips * steps)
+        sums = torch.zeros(clips * steps, x.shape[2]).index_add_(0, slot, x[mask])
+        inputs[modality] = (sums / counts.clamp_min(1)[:, None]).view(clips, steps, -1)
+        masks[modality] = counts.view(clips, steps) > 0
     return replace(split, inputs=inputs, masks=masks)
 
 

@@ -74,8 +74,9 @@ def evaluate(
     model = runs.load_model(folder, record)
     with FeatureFile(features) as file:
         check_same_features(record, file.fingerprints, file.aligned)
-        data = load(file, split, _same_task(file, record.task), record.config.calibrated)
-        if "text" in record.config.use and record.text_encoder is None and not is_cached(file.recipe):
+        config = record.config
+        data = load(file, split, _same_task(file, record.task), config.calibrated, config.steps)
+        if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
             data = cache(data, load_encoder(encoder_name(file.recipe), frozen=True))
     for modality in drop:
         data = data.without(modality)

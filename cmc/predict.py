@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmc import run as runs
 from cmc.config import MODALITIES
-from cmc.data import Split, finite, text_mask
+from cmc.data import Split, finite, shorten, text_mask
 from cmc.evaluate import check_same_features
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 
@@ -92,7 +92,8 @@ def one_clip(rows: dict[str, NDArray[Any]], record: runs.Record) -> Split:
         inputs[modality] = values
     if not record.config.calibrated:
         masks = dict.fromkeys(MODALITIES)
-    return finite(Split(("clip",), inputs, masks, tokens, None))
+    split = finite(Split(("clip",), inputs, masks, tokens, None))
+    return shorten(split, record.config.steps) if record.config.calibrated and record.config.steps else split
 
 
 def _named(logits: Tensor, names: tuple[str, ...]) -> dict[str, float]:

@@ -47,7 +47,7 @@ def open_material(path: Path, config: Config) -> Material:
     """
     with open_features(path) as file:
         task = task_of(file)
-        train, valid = (load(file, split, task, config.calibrated) for split in ("train", "valid"))
+        train, valid = (load(file, split, task, config.calibrated, config.steps) for split in ("train", "valid"))
         finetuned = config.text == "finetune" and "text" in config.use
         encoder = encoder_name(file.recipe) if finetuned else None
         if "text" in config.use and not is_cached(file.recipe):

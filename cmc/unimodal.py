@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +74,6 @@ class Branch(nn.Module):
             config.width, config.heads, 4 * config.width, config.dropout, batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
-        if config.calibrated:
-            # Dropping attention weights keeps torch from its fast attention on a CPU, for next to nothing.
-            for made in self.encoder.layers:
-                made.self_attn.dropout = 0.0
         for parameter in self.encoder.parameters():  # the layers start as copies of one
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -92,10 +88,30 @@ class Branch(nn.Module):
             return functional.normalize(self.encoder(x).mean(1), dim=1)
         # Attention over nothing is NaN, so a clip that lacks the modality attends to its own padding; its h is zeroed.
         present = mask.any(1, keepdim=True)
-        x = self.encoder(x, src_key_padding_mask=~(mask | ~present))
+        x = encode(self.encoder, x, mask | ~present)
         weights = mask.to(x.dtype)[:, :, None]
         mean = (x * weights).sum(1) / weights.sum(1).clamp_min(1.0)
         return functional.normalize(mean, dim=1)
+
+
+def encode(encoder: nn.TransformerEncoder, x: Tensor, mask: Tensor) -> Tensor:
+    """What `encoder` does to x (B, L, d) where each clip attends to its steps in mask (B, L), but for two things.
+
+    Attention weights are not dropped, for next to nothing, and torch's shortcut for inference, which stores the whole
+    (L, L) matrix, is not taken: both would keep torch from its fused attention.
+    """
+    bias = None
+    if not mask.all():
+        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -torch.inf)[:, None, None]
+    for made in encoder.layers:
+        layer = cast(nn.TransformerEncoderLayer, made)
+        attention = layer.self_attn
+        rows = functional.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = rows.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        x = x + layer.dropout1(attention.out_proj(mixed))
+        x = x + layer.dropout2(layer.linear2(layer.dropout(layer.linear1(layer.norm2(x)).relu())))
+    return x
 
 
 class Head(nn.Module):

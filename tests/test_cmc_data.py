@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
-from cmc.data import DataError, Split, load, open_features, task_of, text_mask
+from cmc.data import DataError, Split, load, open_features, shorten, task_of, text_mask
 from cmc.planted import Plan, plant
 from mmfeat.layout import FeatureFile
 
@@ -138,3 +140,19 @@ def test_an_empty_transcript_is_a_missing_modality() -> None:
     tokens[0, 1, :2] = 1
     tokens[1, 1, :4] = 1
     assert text_mask(tokens).sum(1).tolist() == [0, 4]
+
+
+def test_long_clips_are_averaged_in_windows_of_their_own() -> None:
+    x = torch.arange(20.0).view(2, 10, 1)
+    mask = torch.arange(10) < torch.tensor([[9], [4]])
+    mask[0, 1] = False
+    tokens = torch.zeros(2, 3, 4, dtype=torch.long)
+    split = Split(("a", "b"), {"audio": x, "vision": x}, {"audio": mask, "vision": None, "text": None}, tokens, None)
+    short = shorten(split, 4)
+    assert short.inputs["audio"][0, :3, 0].tolist() == [1.0, 4.0, 7.0], "windows of 3, without the step not measured"
+    assert short.inputs["audio"][1, :, 0].tolist() == [10.0, 11.0, 12.0, 13.0], "short enough: as it was"
+    assert short.masks["audio"].tolist() == [[True, True, True, False], [True] * 4]
+    assert short.inputs["vision"] is x, "without masks nothing is averaged"
+    longer = replace(split, inputs={m: functional.pad(x, (0, 0, 0, 7)) for m in ("audio", "vision")})
+    longer = replace(longer, masks={**split.masks, "audio": functional.pad(mask, (0, 7))})
+    assert torch.equal(shorten(longer, 4).inputs["audio"], short.inputs["audio"]), "padding changes nothing"

@@ -14,7 +14,7 @@ from cmc.config import MODALITIES, Config
 from cmc.data import Batch, Split
 from cmc.ema import Average, span_momentum
 from cmc.fusion import Multimodal, Router, fuse
-from cmc.unimodal import MaskedBatchNorm, Unimodal
+from cmc.unimodal import MaskedBatchNorm, Unimodal, encode
 
 COLUMNS = {"text": 6, "audio": 5, "vision": 4}
 STEPS = {"text": 7, "audio": 12, "vision": 9}
@@ -187,3 +187,15 @@ def test_published_names_and_back() -> None:
     assert all(torch.equal(back[name], tensor) for name, tensor in built.state_dict().items())
     with pytest.raises(KeyError, match="fc\\.weight"):
         from_reference({"fc.weight": torch.zeros(1)})
+
+
+@torch.no_grad()
+def test_fused_attention_is_the_encoder_that_torch_has() -> None:
+    split = clips(6)
+    branch = model().branches["audio"]
+    mask = split.masks["audio"]
+    x = torch.randn(*mask.shape, 32, generator=torch.Generator().manual_seed(3))
+    expected = branch.encoder(x, src_key_padding_mask=~mask)
+    torch.testing.assert_close(encode(branch.encoder, x, mask)[mask], expected[mask], atol=1e-5, rtol=0)
+    full = torch.ones_like(mask)
+    torch.testing.assert_close(encode(branch.encoder, x, full), branch.encoder(x), atol=1e-5, rtol=0)
