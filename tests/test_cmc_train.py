@@ -330,3 +330,17 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "--help"])
     shown = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in shown for name in Config.model_fields)
+
+
+def test_an_encoder_that_is_not_there_is_named(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, absent = tmp_path / "features.h5", str(tmp_path / "absent-encoder")
+    path.write_bytes(features.read_bytes())
+    with h5py.File(path, "r+") as file:
+        recipe = json.loads(file.attrs["recipe"]) | {"text": {"extractor": "transformers", "model": absent}}
+        file.attrs["recipe"] = json.dumps(recipe)
+    assert main(["train", str(path), "-o", str(tmp_path / "run"), *QUICK]) == 2
+    shown = capsys.readouterr().err
+    assert "absent-encoder" in shown and "mmfeat models pull" in shown
+    assert main(["train", str(path), "-o", str(tmp_path / "run"), *FROZEN]) == 0
