@@ -52,7 +52,7 @@ def test_there_are_commands_to_test() -> None:
 
 
 def test_python_of_the_readme_runs(tmp_path: Path) -> None:
-    """On a tiny demo corpus: extraction through Dask, training, evaluation and prediction, as a reader would type it."""
+    """On a tiny demo corpus: extraction through Dask, training, evaluation, prediction, as a reader types it."""
     models.pull()
     demo = make_demo(tmp_path / "CORPUS", clips=12, workers=1)
     shutil.copy(next(demo.folder.glob("Raw/*/*.mp4")), tmp_path / "clip.mp4")
