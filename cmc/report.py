@@ -171,14 +171,15 @@ def show_ablation(results: Mapping[str, list[dict[str, Any]]]) -> None:
     from cmc.metrics import mean_std
 
     def spread(rows: list[dict[str, float]], name: str) -> str:
+        if len(rows) == 1:
+            return percent(rows[0][name])  # one run has no spread
         return percent(list(mean_std([{name: row[name]} for row in rows])[name]))
 
     console = Console()
     first = next(iter(results.values()))[0]
     seeds = max(len(rows) for rows in results.values())
-    console.print(
-        f"Test split, mean ± standard deviation of {seeds} seeds: Acc and F1 weighted by class", highlight=False
-    )
+    over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    console.print(f"Test split, {over}: Acc and F1 weighted by class", highlight=False)
     table = Table()
     table.add_column("")
     for group, clips in first["clips"].items():
