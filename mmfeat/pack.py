@@ -81,7 +81,7 @@ def pack(
     """Write the feature file of a corpus whose shards are all in `store`.
 
     Clips keep the order of label.csv. The padded length of audio and vision comes from the training clips only (for a
-    corpus without any, from the longest clip: nothing is trained on it); text and aligned rows have the recipe's
+    corpus where none has the modality, from the longest clip: nothing is learnt from it then); text and aligned rows have the recipe's
     `max_wordpieces`. Longer clips lose their end.
 
     Raises NothingUsableError where no clip has features, and FileNotFoundError where a shard is not there.
@@ -145,10 +145,11 @@ class _Survey:
             self.lengths[modality].append(details["steps"])
 
     def padded(self, modality: str, rule: str) -> int:
+        """The padded length; clips without the modality do not count."""
         lengths, training = np.array(self.lengths[modality]), np.array(self.training)
-        if not training.any():
+        seen = lengths[training & (lengths > 0)]
+        if not len(seen):
             return max(int(lengths.max()), 1)
-        seen = lengths[training]
         longest = int(seen.max())
         return max(1, longest if rule == "max" else min(longest, int(seen.mean() + 3 * seen.std())))
 
