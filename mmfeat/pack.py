@@ -81,8 +81,8 @@ def pack(
     """Write the feature file of a corpus whose shards are all in `store`.
 
     Clips keep the order of label.csv. The padded length of audio and vision comes from the training clips only (for a
-    corpus where none has the modality, from the longest clip: nothing is learnt from it then); text and aligned rows have the recipe's
-    `max_wordpieces`. Longer clips lose their end.
+    corpus where none has the modality, from the longest clip: nothing is learnt from it then); text and aligned rows
+    have the recipe's `max_wordpieces`. Longer clips lose their end.
 
     Raises NothingUsableError where no clip has features, and FileNotFoundError where a shard is not there.
     """
