@@ -68,7 +68,8 @@ def evaluate(
         truth: csv with `video_id, clip_id, label_T, label_A, label_V`, where the file has no unimodal labels.
         drop: modalities to hide from the model.
 
-    Raises RunError where the file's recipe differs from the run's, DataError where there is nothing to evaluate.
+    Raises RunError where the file's recipe differs from the run's, or where the run has seen clips of its test split;
+    DataError where there is nothing to evaluate.
     """
     record = runs.read(folder)
     model = runs.load_model(folder, record)
@@ -78,11 +79,17 @@ def evaluate(
         data = load(file, split, _same_task(file, record.task), config.calibrated, config.steps)
         if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
             data = cache(data, load_encoder(encoder_name(file.recipe), frozen=True))
+    if split == "test":
+        _check_unseen(folder, data.ids)
     for modality in drop:
         data = data.without(modality)
     predictions = predict_split(model, data)
     unimodal = read_truth(truth, data.ids) if truth else {key: data.label(key).numpy() for key in "TAV"}
-    return figures(record, data.label("M").numpy(), unimodal, predictions) | {"split": split, "dropped": list(drop)}
+    return figures(record, data.label("M").numpy(), unimodal, predictions) | {
+        "features": str(features),
+        "split": split,
+        "dropped": list(drop),
+    }
 
 
 def write(folder: Path, result: dict[str, Any]) -> tuple[Path, Path]:
@@ -164,6 +171,17 @@ def check_same_features(record: runs.Record, fingerprints: dict[str, str], align
     if aligned != record.features["aligned"]:
         kind = "aligned" if record.features["aligned"] else "unaligned"
         raise runs.RunError(f"the run was trained on {kind} features")
+
+
+def _check_unseen(folder: Path, ids: tuple[str, ...]) -> None:
+    """Raises RunError where a clip that is to be tested was trained or validated on, naming some."""
+    stored = runs.load_pseudo_labels(folder)
+    seen = {str(id) for split in ("train", "valid") for id in stored[f"{split}_id"]}
+    if known := [id for id in ids if id in seen]:
+        raise runs.RunError(
+            f"{len(known)} of {len(ids)} test clips were trained or validated on by {folder}: {', '.join(known[:3])}; "
+            "the feature file was split anew, so train anew"
+        )
 
 
 def _same_task(file: FeatureFile, task: Task) -> Task:

@@ -37,7 +37,9 @@ def best(run: Path) -> Path:
 def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Evaluations of several seeds as one: figures are [mean, sample standard deviation], counts those of one run."""
     first = results[0]
-    spread: dict[str, Any] = {key: first[key] for key in ("clips", "class_names", "definitions", "split", "dropped")}
+    spread: dict[str, Any] = {
+        key: first[key] for key in ("clips", "class_names", "definitions", "features", "split", "dropped")
+    }
     spread["majority"] = first["majority"]
     spread["cmc"] = {group: _pairs([r["cmc"][group] for r in results]) for group in first["cmc"]}
     spread["router"] = _pairs([r["router"] for r in results])

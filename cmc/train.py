@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmc import run as runs
 from cmc.config import Config
-from cmc.data import Split, Task, load, open_features, task_of
+from cmc.data import DataError, Split, Task, load, open_features, task_of
 from cmc.finetune import Finetuning, finetune, frozen_labels, transfer
 from cmc.fusion import Multimodal
 from cmc.metrics import class_metrics
@@ -48,6 +48,8 @@ def open_material(path: Path, config: Config) -> Material:
     with open_features(path) as file:
         task = task_of(file)
         train, valid = (load(file, split, task, config.calibrated, config.steps) for split in ("train", "valid"))
+        if len(train.label("M").unique()) < 2:
+            raise DataError(f"{path}: all training clips have the same label, so there is nothing to tell apart")
         finetuned = config.text == "finetune" and "text" in config.use
         encoder = encoder_name(file.recipe) if finetuned else None
         if "text" in config.use and not is_cached(file.recipe):

@@ -36,7 +36,7 @@ class ClipFeatures:
     text: Wordpieces
     words: list[Word]
     status: str
-    """`ok`, or states joined by `+`: no_video, no_face, no_audio, no_text, no_words, damaged."""
+    """`ok`, or states joined by `+`: no_video, no_face, no_audio, no_text, cut_text, no_words, damaged."""
     reason: str
     seconds: float
     timings: Timings
@@ -162,8 +162,11 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
             shards["vision"] = _guarded(lambda: _vision(media, recipe, timings))
         else:
             media.skip_video()
-        with _timed(timings, "decode"):
-            sound = media.waveform()
+        try:
+            with _timed(timings, "decode"):
+                sound = media.waveform()
+        except OSError as error:  # the clip's own file; an OSError of the store must stop the run
+            raise MediaError(f"reading failed: {error}") from None
         if "audio" in parts:
             shards["audio"] = _guarded(lambda: _audio(sound, recipe, timings))
         if "words" in parts:
@@ -223,6 +226,8 @@ def _words(sound: Waveform | None, text: str, recipe: Recipe, timings: Timings) 
             found = aligner(sound, text)
     except AlignmentError as error:
         return Shard("no_words", f"words not found: {error}", details={"words": []})
+    except Exception as error:  # noqa: BLE001 - pictures, sound and text of the clip are good all the same
+        return Shard("no_words", f"words not found: {type(error).__name__}: {error}", details={"words": []})
     return Shard("ok", details={"words": [asdict(word) for word in found]})
 
 
@@ -237,7 +242,12 @@ def _text(text: str, recipe: Recipe, timings: Timings) -> Shard:
         "values": pieces.values,
     }
     steps, columns = pieces.values.shape
-    return Shard("ok" if text.strip() else "no_text", arrays=arrays, details={"steps": steps, "columns": columns})
+    details = {"steps": steps, "columns": columns}
+    if not text.strip():
+        return Shard("no_text", arrays=arrays, details=details)
+    if text[pieces.spans[:, 1].max() :].strip() and steps >= extractor.config.max_wordpieces:
+        return Shard("cut_text", f"transcript cut to {steps} wordpieces", arrays=arrays, details=details)
+    return Shard("ok", arrays=arrays, details=details)
 
 
 def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:

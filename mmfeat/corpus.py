@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -145,7 +146,7 @@ def _clip(
         if not written or (column.startswith("label_") and written.lower() in ("na", "nan", "none", "null")):
             return empty
         try:
-            value = _seconds(written) if column in ("start", "end") else float(written)
+            value = _seconds(written) if column in ("start", "end") else _decimal(written)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
@@ -170,8 +171,8 @@ def _clip(
     if values[""]:
         problems.append(("columns", "the row has more values than the header has columns", False))
     path = None
-    if escape := next((name for name in (video_id, clip_id) if not _plain(name)), None):
-        problems.append(("id", f"{escape!r} cannot be a file's name inside the corpus", True))
+    if escapes := [name for name in (video_id, clip_id) if not _plain(name)]:
+        problems.append(("id", f"{escapes[0]!r} cannot be a file's name inside the corpus", True))
     else:
         path, why = files.find(video_id, clip_id, cut=start is not None or end is not None)
         if why:
@@ -202,6 +203,11 @@ def _seconds(written: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
+def _decimal(written: str) -> float:
+    """A number with a decimal point, or with the comma that spreadsheets write in many countries."""
+    return float(written.replace(",", ".") if written.count(",") == 1 and "." not in written else written)
+
+
 def _plain(name: str) -> bool:
     """Whether a name from the csv is one component of a path, so that it cannot lead out of the corpus."""
     return bool(name) and name not in (".", "..") and not any(char in name for char in "/\\\0")
@@ -220,18 +226,22 @@ class _Files:
             found: dict[str, list[str]] = {}
             try:
                 with os.scandir(folder) as entries:
-                    names = [entry.name for entry in entries if not entry.name.startswith(".")]
+                    names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
             except OSError:
                 names = []
             for name in sorted(names, key=lambda name: (Path(name).suffix.lower() in SOUND_ONLY, name)):
                 if Path(name).suffix.lower() not in NOT_MEDIA and Path(name).suffix:
-                    found.setdefault(name[: -len(Path(name).suffix)], []).append(name)
+                    # macOS writes accents apart from their letters (NFD), spreadsheets together (NFC).
+                    stem = unicodedata.normalize("NFC", name[: -len(Path(name).suffix)])
+                    found.setdefault(stem, []).append(name)
             self._folders[folder] = found
         return self._folders[folder]
 
     def find(self, video_id: str, clip_id: str, cut: bool) -> tuple[Path | None, str]:
         """(file, what is wrong with it). With `cut`, the file may be `Raw/<video_id>.<ext>`, or alone in its folder."""
-        folder = self._raw / video_id
+        spellings = [video_id, *(unicodedata.normalize(form, video_id) for form in ("NFC", "NFD"))]
+        folder = next((self._raw / name for name in spellings if self._list(self._raw / name)), self._raw / video_id)
+        video_id, clip_id = (unicodedata.normalize("NFC", name) for name in (video_id, clip_id))
         names = self._list(folder).get(clip_id, [])
         if not names and cut:
             if beside := self._list(self._raw).get(video_id):
@@ -243,6 +253,8 @@ class _Files:
             return None, where
         pictures = [name for name in names if Path(name).suffix.lower() not in SOUND_ONLY]
         why = f"several files fit: {', '.join(names)}; {names[0]} is taken" if len(pictures) > 1 else ""
+        if not (folder / names[0]).stat().st_size:
+            return None, f"file is empty: {names[0]}"
         return folder / names[0], why
 
 

@@ -27,6 +27,11 @@ LONGEST_GAP = 600.0
 
 # How much later in the file one stream may lie than another; past that, nothing of the cut is still to come.
 INTERLEAVING = 5.0
+# Seconds before the clip's start at which decoding begins, tried in turn: codecs need some sound before the first that
+# is right, and a file without an index is not entered where one asks.
+SEEK_BACK = (1.0, 5.0, 20.0)
+# A clip that is shorter than its row says by more than this many seconds is marked.
+SHORT = 0.5
 
 
 class MediaError(Exception):
@@ -45,14 +50,24 @@ class Media:
     """One clip, decoded once: iterate over `frames()`, then take `waveform()`. A context manager."""
 
     def __init__(self, path: Path, start: float | None = None, end: float | None = None):
-        self._start, self._end = start or 0.0, end
-        self._cut = start is not None or end is not None
+        if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+            raise MediaError(f"start {start} and end {end} do not make a clip")
         if not path.exists():
             raise MediaError("file not found")
         if path.is_file() and not path.stat().st_size:
             raise MediaError("file is empty")
+        self._path, self._start = path, start or 0.0
+        self._limit = None if end is None else end - self._start
+        self._open()
+        self._sound = _Sound()
+        self._decoder = self._decode()
+        self.damage = ""
+        """What broke while decoding; what came before it is kept."""
+        self.video_seconds = 0.0
+
+    def _open(self) -> None:
         try:
-            self._container: Any = av.open(str(path), metadata_errors="replace")
+            self._container: Any = av.open(str(self._path), metadata_errors="replace")
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"not a readable media file ({_say(error)})") from None
         # A cover picture is a video stream of one still that belongs to no time.
@@ -63,15 +78,12 @@ class Media:
             self._container.close()
             raise MediaError("neither a video nor an audio stream that can be decoded")
         for stream in filter(None, (self._video, self._audio)):
-            stream.codec_context.thread_count = (
-                1  # Dask runs one process a core; and one thread decodes the same everywhere
-            )
+            stream.codec_context.thread_count = 1  # Dask runs one process a core; and one thread decodes the same
         self._origin = (self._container.start_time or 0) / av.time_base + self._start
-        self._sound = _Sound()
-        self._decoder = self._decode()
-        self.damage = ""
-        """What broke while decoding; what came before it is kept."""
-        self.video_seconds = 0.0
+        length = (self._container.duration or 0) / av.time_base
+        if length and self._start >= length:
+            self._container.close()
+            raise MediaError(f"the clip starts at {self._start:g} s, but the file is {length:.2f} s long")
 
     def __enter__(self) -> Self:
         return self
@@ -117,8 +129,8 @@ class Media:
         if not streams:
             return
         if self._start:
-            self._container.seek(int(self._origin * av.time_base))
-        limit = self._end - self._start if self._end is not None else None
+            streams = self._go_to_start(streams)
+        limit = self._limit
         done = {stream.index: False for stream in streams}
         pending: tuple[float, Any] | None = None
         shown = 0.0
@@ -150,6 +162,47 @@ class Media:
             self._sound.cut(limit)
         if not self.seconds:
             raise MediaError(self.damage or "nothing could be decoded")
+        if limit is not None and self.seconds < limit - SHORT:
+            self.damage = self.damage or f"the file ends {limit - self.seconds:.1f} s before the clip does"
+
+    def _go_to_start(self, streams: list[Any]) -> list[Any]:
+        """Place the container before the clip's start, so that every stream is decoded from then on.
+
+        Where a file has no index a seek may land too late. That is seen from the first frames that come out; then
+        the seek begins earlier, and in the end at the beginning of the file.
+        """
+        wanted = [stream is self._video for stream in streams]
+        for back in SEEK_BACK:
+            if self._start <= back:
+                break
+            try:
+                for attempt in range(2):  # the second time, the frames are for the caller
+                    self._container.seek(int((self._origin - back) * av.time_base))
+                    if attempt == 0 and not self._lands_early(streams):
+                        break
+                else:
+                    return streams
+            except (av.error.FFmpegError, OSError):
+                break  # some formats cannot seek
+        self._container.close()
+        self._open()
+        return [self._video if is_video else self._audio for is_video in wanted]
+
+    def _lands_early(self, streams: list[Any]) -> bool:
+        """Whether the first frame of every stream from here on lies before the clip's start."""
+        waiting = {stream.index for stream in streams}
+        for packet in self._container.demux(streams):
+            try:
+                frames = packet.decode()
+            except (av.error.FFmpegError, OSError, ValueError):
+                continue  # pieces of frames are what a seek leaves first
+            for frame in frames[:1]:
+                if packet.stream.index in waiting and (frame.pts is None or self._time(frame, 0.0) > 0):
+                    return False
+                waiting.discard(packet.stream.index)
+            if not waiting:
+                return True
+        return False
 
     def _raw(self, streams: list[Any]) -> Iterator[Any]:
         """Decoded frames of all streams. A packet that cannot be decoded is passed over, and noted once."""
@@ -165,6 +218,8 @@ class Media:
             try:
                 yield from packet.decode()
             except (av.error.FFmpegError, OSError, ValueError) as error:
+                if self._start and not self.seconds:
+                    continue  # before the clip, where a seek leaves pieces of frames
                 self.damage = self.damage or f"damaged {packet.stream.type} at {self.seconds:.2f} s ({_say(error)})"
 
     def _time(self, frame: Any, otherwise: float) -> float:

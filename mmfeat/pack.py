@@ -116,6 +116,7 @@ def pack(
         )
         shapes = {modality: (lengths[modality], survey.columns[modality]) for modality in lengths}
         truncated = _fill(file, survey.usable, reader, shapes, report or (lambda done, total: None))
+        truncated["text"] = sum("cut_text" in clip.status.split("+") for clip in survey.clips)
         layout.write_clips(file, survey.clips)
         file.attrs["truncated"] = layout.canonical_json(truncated)
     return PackReport(out, survey.clips, truncated)

@@ -137,6 +137,11 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
         raise RecipeError(f"{path}: {_say(error)}") from None
     for part in found.parts():
         found.config(part)  # a wrong setting is found here, not in the middle of a run
+    if found.words and (spoken := words.ENTRIES[found.words["aligner"]].languages) and found.language not in spoken:
+        raise RecipeError(
+            f"{path}: aligner {found.words['aligner']!r} knows {', '.join(spoken)}, not language {found.language!r}; "
+            "choose another, or `words: null` to go without word times"
+        )
     return found
 
 

@@ -34,6 +34,8 @@ class Entry:
     """Import names that must be there."""
     install: str = ""
     """The one command that gets what is missing."""
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes; empty: any."""
 
     def missing(self) -> list[str]:
         return [package for package in self.packages if importlib.util.find_spec(package) is None]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,10 @@ class Shard:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     """Plain values: column names, words."""
+
+
+class ShardError(RuntimeError):
+    """A stored result cannot be read; it is removed, so that the next run makes it again."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +85,24 @@ class Store:
         return path
 
     def read(self, clip: Clip, part: str, fingerprint: str, arrays: bool = True) -> Shard:
-        """A stored result or failure; without `arrays`, only what was said about it. Raises FileNotFoundError."""
+        """A stored result or failure; without `arrays`, only what was said about it.
+
+        Raises FileNotFoundError where there is neither, and ShardError for a damaged result, which it removes.
+        """
         place = self._place(clip, part, fingerprint, _source(clip))
         path = place.with_suffix(".npz")
         if not path.exists():
             said = json.loads(place.with_suffix(".failed").read_text(encoding="utf-8"))
             return Shard("failed", said["reason"])
-        with np.load(path, allow_pickle=False) as stored:
-            head = json.loads(stored["head"].tobytes())
-            content = {key: stored[key] for key in stored.files if key != "head"} if arrays else {}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                head = json.loads(stored["head"].tobytes())
+                content = {key: stored[key] for key in stored.files if key != "head"} if arrays else {}
+        except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+            path.unlink()
+            raise ShardError(
+                f"{path} (clip {clip.id}) was damaged ({error}) and is removed: the same command extracts it again"
+            ) from None
         return Shard(head["status"], head["reason"], head["seconds"], content, head["details"])
 
     def _place(self, clip: Clip, part: str, fingerprint: str, source: list[Any] | None) -> Path:

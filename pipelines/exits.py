@@ -35,8 +35,8 @@ _EXPECTED = {
     "pipelines.cluster.SchedulerError": Exit.USAGE,
     "pipelines.exits.UsageError": Exit.USAGE,
     "pipelines.extract.ExtractionError": Exit.USAGE,
-    "builtins.FileNotFoundError": Exit.USAGE,
-    "builtins.PermissionError": Exit.USAGE,
+    "mmfeat.shards.ShardError": Exit.USAGE,
+    "builtins.OSError": Exit.USAGE,
 }
 
 

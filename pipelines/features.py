@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfeat.pack import PackReport, pack
 from mmfeat.shards import Store
 from pipelines.commands.check import show_problems
-from pipelines.exits import Exit
+from pipelines.exits import Exit, UsageError
 from pipelines.extract import Extraction, extract_corpus
 from pipelines.progress import duration, progress
 from pipelines.schedule import stop_on_interrupt
-from pipelines.show import plural, table
+from pipelines.show import plural, show_clips, table
 from pipelines.stages import Stages, source_digest
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def make_features(
     With `stages`, packing is skipped where it would write what is there.
     Raises what `extract_corpus` and `pack` raise.
     """
+    if aligned and recipe.words is None:
+        raise UsageError(f"recipe {recipe.name!r} has no `words` section, so nothing can be aligned to words")
     workdir = workdir or default_workdir(out)
     show_problems(corpus)
     with stop_on_interrupt(_announce) as stop, progress("Extracting") as report:
@@ -102,9 +103,7 @@ def _announce() -> None:
 
 def show_result(extraction: Extraction, packed: PackReport, packing: float) -> None:
     """Clips by status and reason, and where the time went."""
-    statuses = Counter((clip.status, clip.reason) for clip in packed.clips)
-    rows = [(count, status, reason) for (status, reason), count in statuses.most_common()]
-    table("Clips", ("clips", "status", "reason"), rows, numbers=("clips",))
+    show_clips(packed.clips)
     if extraction.done:
         total = sum(extraction.stages.values()) or 1.0
         spent = [
@@ -118,6 +117,8 @@ def show_result(extraction: Extraction, packed: PackReport, packing: float) -> N
         )
     packed_clips, failed = plural(packed.ok, "clip"), len(packed.failed)
     print(f"\n{packed.path}: {packed_clips} packed in {duration(packing)}, {failed} failed.")
+    if failed and not extraction.done:
+        print("What failed in an earlier run is tried again with --retry-failed.")
     for modality, count in packed.truncated.items():
         if count:
             print(f"{plural(count, 'clip')} longer than the padded length lost the end of their {modality}.")

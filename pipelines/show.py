@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmfeat.layout import ClipStatus
+
+NAMED = 3
+"""Clips named per reason; all of them are in the feature file's /meta/clips."""
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()) -> None:
@@ -21,6 +28,18 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     if not console.is_terminal:
         console.width = 10_000  # a file has no width, and a path folded in two cannot be copied
     console.print(Text(title, "bold"), shown, sep="\n", soft_wrap=False)
+
+
+def show_clips(clips: Iterable[ClipStatus]) -> None:
+    """How many clips there are of each status and reason, and which: the first few by name."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for clip in clips:
+        named.setdefault((clip.status, clip.reason), []).append(clip.id)
+    rows = []
+    for (status, reason), ids in sorted(named.items(), key=lambda item: -len(item[1])):
+        which = "" if status == "ok" else ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+        rows.append((len(ids), status, reason, which))
+    table("Clips of label.csv", ("clips", "status", "reason", "which"), rows, numbers=("clips",))
 
 
 def plural(count: int, noun: str) -> str:

@@ -21,7 +21,7 @@ HEADER = "video_id,clip_id,text,label,mode\n"
 def corpus(folder: Path, *rows: str, files: tuple[str, ...] = ()) -> Path:
     (folder / "Raw" / "v").mkdir(parents=True)
     for name in files:
-        (folder / "Raw" / "v" / name).touch()
+        (folder / "Raw" / "v" / name).write_bytes(b"no film")
     (folder / "label.csv").write_text(HEADER + "\n".join(rows))
     return folder
 

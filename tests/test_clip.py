@@ -84,6 +84,23 @@ def test_what_goes_wrong_in_one_part_costs_neither_run_nor_other_parts(
     assert store.read(clip, "audio", prints["audio"]).status == "failed"
 
 
+def test_a_long_transcript_is_cut_and_says_so(tmp_path: Path) -> None:
+    found = mmfeat.extract(write_media(tmp_path / "a.mp4", stripes(5)), text="word " * 60)
+    assert "cut_text" in found.status and "transcript cut to 50 wordpieces" in found.reason
+
+
+def test_an_aligner_that_fails_leaves_the_rest_of_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object) -> None:
+        raise IndexError("a corner nobody saw")
+
+    make = clip_module._extractor
+    monkeypatch.setattr(
+        clip_module, "_extractor", lambda part, recipe: explode if part == "words" else make(part, recipe)
+    )
+    found = mmfeat.extract(write_media(tmp_path / "a.mp4", stripes(5), sound=tone(0.3)), text="hello")
+    assert "no_words" in found.status and "IndexError: a corner nobody saw" in found.reason
+
+
 def test_a_missing_backend_is_not_blamed_on_the_clip(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,3 +344,24 @@ def test_an_encoder_that_is_not_there_is_named(
     shown = capsys.readouterr().err
     assert "absent-encoder" in shown and "mmfeat models pull" in shown
     assert main(["train", str(path), "-o", str(tmp_path / "run"), *FROZEN]) == 0
+
+
+def test_clips_that_were_trained_on_are_not_tested(finished: Path, features: Path, tmp_path: Path) -> None:
+    swapped = tmp_path / "swapped.h5"
+    swapped.write_bytes(features.read_bytes())
+    with h5py.File(swapped, "r+") as file:
+        file.move("train", "old")
+        file.move("test", "train")
+        file.move("old", "test")
+    before = sorted(path.name for path in finished.iterdir())
+    assert main(["evaluate", str(finished), str(swapped)]) == 2
+    assert sorted(path.name for path in finished.iterdir()) == before
+
+
+def test_one_class_is_nothing_to_train_on(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = tmp_path / "same.h5"
+    same.write_bytes(features.read_bytes())
+    with h5py.File(same, "r+") as file:
+        file["train/regression_labels"][:] = 1.0
+    assert main(["train", str(same), "-o", str(tmp_path / "run"), *FROZEN]) == 4
+    assert "the same label" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def corpus(root: Path, rows: list[list[str]], header: list[str] | None = None, f
     for row in rows if files else []:
         media = root / "Raw" / row[0] / f"{row[1]}.mp4"
         media.parent.mkdir(parents=True, exist_ok=True)
-        media.touch()
+        media.write_bytes(b"media")
     return root
 
 
@@ -65,7 +65,7 @@ def test_every_problem_is_listed_at_once_with_its_row(tmp_path: Path) -> None:
     )
     for clip in ("0001", "0002", "0003", "0004"):
         (root / "Raw/v1").mkdir(parents=True, exist_ok=True)
-        (root / f"Raw/v1/{clip}.avi").touch()
+        (root / f"Raw/v1/{clip}.avi").write_bytes(b"x")
     found = load(root)
     kinds = [(problem.row, problem.kind) for problem in found.problems]
     assert kinds == [
@@ -103,7 +103,7 @@ def test_extra_columns_are_kept_and_order_does_not_matter(tmp_path: Path) -> Non
     header = ["speaker", "mode", "label", "text", "clip_id", "video_id"]
     root = corpus(tmp_path, [["anna", "valid", "0", "hm", "7", "v"]], header, files=False)
     (root / "Raw/v").mkdir(parents=True)
-    (root / "Raw/v/7.webm").touch()
+    (root / "Raw/v/7.webm").write_bytes(b"x")
     clip = load(root).clips[0]
     assert (clip.split, clip.label, clip.extra, clip.refused) == ("valid", 0.0, {"speaker": "anna"}, "")
 
@@ -113,7 +113,7 @@ def test_cuts_of_one_long_file(tmp_path: Path) -> None:
     rows = [[*row("long", str(k)), str(start), str(end)] for k, (start, end) in enumerate([(0, 2.5), (2.5, 4), (5, 3)])]
     root = corpus(tmp_path, rows, header, files=False)
     (root / "Raw").mkdir()
-    (root / "Raw/long.mp4").touch()
+    (root / "Raw/long.mp4").write_bytes(b"x")
     found = load(root)
     assert [(clip.start, clip.end) for clip in found.usable] == [(0.0, 2.5), (2.5, 4.0)]
     assert {clip.path for clip in found.usable} == {root / "Raw/long.mp4"}
@@ -135,11 +135,40 @@ def test_times_that_are_none_are_refused(tmp_path: Path, written: str) -> None:
     assert "not a number" in load(root).clips[0].refused
 
 
+def test_empty_ids_are_refused(tmp_path: Path) -> None:
+    root = corpus(tmp_path, [row("", "a"), row("v", "")], files=False)
+    (root / "Raw").mkdir()
+    (root / "Raw" / "a.mp4").write_bytes(b"x")
+    assert ["cannot be a file's name" in clip.refused for clip in load(root).clips] == [True, True]
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    root = corpus(tmp_path, [row(clip=name) for name in ("empty", "folder", "dangling")], files=False)
+    folder = root / "Raw" / "v1"
+    (folder / "folder.mp4").mkdir(parents=True)
+    (folder / "empty.mp4").touch()
+    (folder / "dangling.mp4").symlink_to(root / "nowhere.mp4")
+    reasons = [clip.refused for clip in load(root).clips]
+    assert reasons[0] == "file is empty: empty.mp4" and all(why.startswith("no file Raw") for why in reasons[1:])
+
+
+def test_accents_match_however_they_are_written(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    root = corpus(tmp_path, [row(composed, composed)], files=False)
+    (root / "Raw" / decomposed).mkdir(parents=True)
+    (root / "Raw" / decomposed / f"{decomposed}.mp4").write_bytes(b"x")
+    assert load(root).clips[0].refused == ""
+
+
+def test_decimal_commas(tmp_path: Path) -> None:
+    assert [clip.label for clip in load(corpus(tmp_path, [row(label="-0,5")])).clips] == [-0.5]
+
+
 def test_several_files_and_names_with_dots(tmp_path: Path) -> None:
     root = corpus(tmp_path, [row(clip="a.b"), row(clip="a")])
-    (root / "Raw/v1/a.b.wav").touch()
-    (root / "Raw/v1/a.b.txt").touch()
-    (root / "Raw/v1/a.mov").touch()
+    (root / "Raw/v1/a.b.wav").write_bytes(b"x")
+    (root / "Raw/v1/a.b.txt").write_bytes(b"x")
+    (root / "Raw/v1/a.mov").write_bytes(b"x")
     found = load(root)
     assert [clip.path and clip.path.name for clip in found.clips] == ["a.b.mp4", "a.mov"]
     assert [(problem.row, problem.fatal) for problem in found.problems] == [(3, False)]

@@ -201,6 +201,18 @@ def test_wrong_recipes_say_what_and_where(tmp_path, content: str, says: str) -> 
         load_recipe(path)
 
 
+def test_an_aligner_is_not_asked_for_a_language_that_it_does_not_know(tmp_path) -> None:
+    content = (
+        "language: de\nvision: {extractor: facemesh}\naudio: {extractor: librosa}\ntext: {extractor: transformers}\n"
+    )
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    assert load_recipe(path).parts() == ("vision", "audio", "text")
+    path.write_text(content + "words: {aligner: pocketsphinx}")
+    with pytest.raises(RecipeError, match="knows en, not language 'de'"):
+        load_recipe(path)
+
+
 def test_unknown_recipe() -> None:
     with pytest.raises(RecipeError, match="neither a file nor one of default"):
         load_recipe("defualt")

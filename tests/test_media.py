@@ -146,3 +146,39 @@ def test_every_odd_file_is_read_or_refused(shared_data: Path) -> None:
             refused[path.name] = str(error)
     assert set(refused) == {"bad.wav", "evil.wav", "mono.empty.wav", "mono.invalid.wav", "mono.zero.wav", "null.wav"}
     assert all(refused.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["grid/Raw/bbaf2n/0001.mpg", "odd/face_noface.mov", "odd/testsrc2_vp9.webm", "odd/sine_mono_mp3.swf"]
+)
+@pytest.mark.parametrize("start", [0.21, 0.71, 1.51, 2.51])
+def test_a_cut_of_a_real_file_is_what_the_whole_has_there(shared_data: Path, name: str, start: float) -> None:
+    """Formats without an index (MPEG program streams) and without seeking (SWF) too."""
+    with open_media(shared_data / name) as media:
+        frames, sound = list(media.frames()), media.waveform()
+    end = min(start + 0.4, media.seconds)
+    if end <= start:
+        return
+    with open_media(shared_data / name, start, end) as media:
+        cut, heard = list(media.frames()), media.waveform()
+    assert media.damage == ""
+    wanted = [frame for frame in frames if frame.start < end - 1e-6 and frame.end > start + 1e-6]
+    assert [frame.start for frame in cut] == pytest.approx([max(f.start - start, 0) for f in wanted], abs=2e-3)
+    assert all(np.array_equal(one.image, other.image) for one, other in zip(cut, wanted, strict=True))
+    if sound is not None and heard is not None and len(heard.samples):
+        there = sound.samples[round(start * sound.rate) :][: len(heard.samples)]
+        np.testing.assert_allclose(heard.samples, there, atol=1e-3)
+
+
+@pytest.mark.parametrize(("start", "end", "says"), [(-1, 2, "do not make"), (2, 1, "do not make"), (9, None, "1.00 s")])
+def test_impossible_cuts_say_why(tmp_path: Path, start: float, end: float | None, says: str) -> None:
+    path = write_media(tmp_path / "a.mkv", stripes(25))
+    with pytest.raises(MediaError, match=says):
+        open_media(path, start, end)
+
+
+def test_a_file_that_ends_before_its_clip_is_marked(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mkv", stripes(25))
+    with open_media(path, 0.5, 9.0) as media:
+        assert len(list(media.frames())) == 13
+    assert media.damage == "the file ends 8.0 s before the clip does"

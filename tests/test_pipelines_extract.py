@@ -48,6 +48,7 @@ def fake_task(job: Job) -> ClipReport:
     match job.clip.text:
         case "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(30)  # the signal may reach another thread first
         case "raise":
             raise ValueError("a thing that nobody thought of")
         case "disk full":
@@ -64,7 +65,7 @@ def make_corpus(folder: Path, *texts: str) -> Corpus:
     (folder / "Raw" / "v").mkdir(parents=True)
     rows = ["video_id,clip_id,text,label,mode"]
     for number, text in enumerate(texts):
-        (folder / "Raw" / "v" / f"{number:04}.mp4").touch()
+        (folder / "Raw" / "v" / f"{number:04}.mp4").write_bytes(b"no film")
         rows.append(f"v,{number:04},{text},0,train")
     (folder / "label.csv").write_text("\n".join(rows))
     return corpora.load(folder)

@@ -16,7 +16,7 @@ from mmfeat.files import atomic
 from mmfeat.layout import FeatureFile, LayoutError
 from mmfeat.pack import NothingUsableError, pack
 from mmfeat.recipe import Recipe, load_recipe
-from mmfeat.shards import Shard, Store
+from mmfeat.shards import Shard, ShardError, Store
 
 FINGERPRINTS = {"vision": "v0", "audio": "a0", "text": "t0", "words": "w0"}
 
@@ -99,6 +99,15 @@ class TestStore:
             np.testing.assert_array_equal(back.arrays[key], value)
         assert store.read(clip, "vision", "v0", arrays=False).arrays == {}
 
+    @pytest.mark.parametrize("left", [0, 100])
+    def test_a_damaged_shard_is_named_and_made_again(self, tmp_path: Path, left: int) -> None:
+        store, clip = Store(tmp_path / "work"), make_clip(tmp_path, "one")
+        path = store.write(clip, "vision", "v0", track_shard(7, 4))
+        path.write_bytes(path.read_bytes()[:left])
+        with pytest.raises(ShardError, match="extracts it again"):
+            store.read(clip, "vision", "v0")
+        assert store.missing(clip, {"vision": "v0"}) == ("vision",)
+
     def test_an_interrupted_write_leaves_nothing_behind(self, tmp_path: Path) -> None:
         target = tmp_path / "file"
         target.write_text("old")
@@ -134,7 +143,7 @@ class TestPack:
             assert file.read("train", "id").tolist() == ["v$_$d", "v$_$a"]  # as in label.csv, not sorted
             assert file.read("train", "vision").shape == (2, 6, 2)  # the longest training clip, not the test clip's 12
             assert file.read("test", "vision_lengths").tolist() == [6]
-            assert report.truncated == {"audio": 0, "vision": 1}
+            assert report.truncated == {"audio": 0, "vision": 1, "text": 0}
             assert file.read("train", "vision_mask").sum(axis=1).tolist() == [4, 6]
             assert (file.read("train", "vision")[0, 4:] == 0).all()
             bert = file.read("train", "text_bert")

@@ -48,6 +48,7 @@ def test_any_number_can_be_said(number: int) -> None:
         ("£2.50", ["two pounds fifty pence"]),
         ("50% of 3.14", ["fifty percent", "of", "three point one four"]),
         ("the 23rd at 10:30", ["the", "twenty third", "at", "ten thirty"]),
+        ("at 10.30:45", ["at", "ten point three zero forty-five".replace("-", " ")]),
         ("in 1999", ["in", "nineteen ninety nine"]),
         ("well-known facts", ["well known", "facts"]),
         ("don’t say ‘no’", ["don't", "say", "no"]),

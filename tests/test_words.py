@@ -216,3 +216,14 @@ def test_pocketsphinx_is_quiet(aligner: Any, capfd: pytest.CaptureFixture[str]) 
     with pytest.raises(AlignmentError):
         narrow(sound, SENTENCE)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 70), (70, 0)])
+def test_a_pause_longer_than_a_piece_neither_hangs_nor_moves_words(aligner: Any, before: int, after: int) -> None:
+    """Recordings of more than a minute are cut at pauses into pieces."""
+    speech, _ = spoken(SENTENCE)
+    quiet = [np.zeros(seconds * speech.rate, np.float32) for seconds in (before, after)]
+    long = Waveform(np.concatenate([quiet[0], speech.samples, quiet[1]]), speech.rate)
+    alone, found = aligner(speech, SENTENCE), aligner(long, SENTENCE)
+    assert [word.text for word in found] == [word.text for word in alone]
+    assert np.median(np.abs(times(found) - before - times(alone))) < 0.05

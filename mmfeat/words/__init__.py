@@ -28,6 +28,7 @@ _registry = Registry(
             "MIT and BSD-2-Clause (code and model); espeak-ng GPL-3.0",
             ("pocketsphinx", "espeakng_loader", "num2words"),
             "pip install pocketsphinx espeakng-loader num2words",
+            ("en",),
         ),
     ),
 )

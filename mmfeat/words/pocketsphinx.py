@@ -24,6 +24,7 @@ Ways = tuple[Spoken, ...]
 
 RATE = 16000
 _FRAME = 0.010
+_PAUSE_EDGE = 0.5
 _OFFSET = 0.008
 """A frame's window is 25.6 ms long and starts at the frame's time: a change between two frames lies between the middles
 of their windows, this much after the second one's start."""
@@ -123,8 +124,11 @@ class PocketsphinxAligner:
                 raise AlignmentError(f"no pronunciation is known for {word!r}")
             self._decoder.add_word(word, phones, False)
 
-    def _align(self, samples: NDArray[np.int16], words: list[Ways]) -> list[_Segment]:
-        """Words and pauses with exact boundaries; beams are widened until a way through the transcript is found."""
+    def _align(self, samples: NDArray[np.int16], words: list[Ways], whole: bool = False) -> list[_Segment]:
+        """Words and pauses with exact boundaries; beams are widened until a way through the transcript is found.
+
+        A long recording is cut into pieces, each of which is then taken `whole`.
+        """
         least = sum(min(map(self._phones, ways)) for ways in words) * _FRAMES_PER_PHONE * _FRAME
         seconds = len(samples) / RATE
         if least > seconds:
@@ -132,7 +136,7 @@ class PocketsphinxAligner:
         for beam in self.config.beams:
             try:
                 found = self._first_pass(samples, words, beam)
-                if seconds <= self.config.piece_seconds:
+                if whole or seconds <= self.config.piece_seconds:
                     return self._second_pass(samples)
                 break
             except RuntimeError:  # PocketSphinx' "failed to reach final state", in either pass
@@ -146,7 +150,7 @@ class PocketsphinxAligner:
             if not spoken:
                 continue
             part = samples[round(start * _FRAME * RATE) : round((end + 2) * _FRAME * RATE)]
-            for segment in self._align(part, spoken):
+            for segment in self._align(part, spoken, whole=True):
                 refined.append(replace(segment, start=segment.start + start, end=segment.end + start))
         return refined
 
@@ -236,23 +240,27 @@ def _path(said: list[str], words: list[Ways]) -> list[int] | None:
 
 
 def _cut(segments: list[_Segment], seconds: float) -> Iterator[list[_Segment]]:
-    """Pieces of at most about `seconds`, cut inside the longest pause of each piece's later half."""
-    longest = round(seconds / _FRAME)
+    """Pieces of at most about `seconds`, cut inside the longest pause that reaches into each piece's later half.
+
+    Of a long pause only its edges are kept: there is nothing to align in its middle.
+    """
+    longest, edge = round(seconds / _FRAME), round(_PAUSE_EDGE / _FRAME)
     while segments and segments[-1].end - segments[0].start > longest:
-        start = segments[0].start
-        early, late = start + longest // 2, start + longest
-        window = [i for i, segment in enumerate(segments[:-1]) if early <= segment.end <= late]
-        if not window:
-            break
-        at = max(window, key=lambda i: (segments[i].end - segments[i].start) * segments[i].is_filler)
-        pause = segments[at]
-        if pause.is_filler:
-            middle = (pause.start + pause.end) // 2
-            yield [*segments[:at], replace(pause, end=middle)]
-            segments = [replace(pause, start=middle), *segments[at + 1 :]]
+        early, late = segments[0].start + longest // 2, segments[0].start + longest
+        near = [i for i, segment in enumerate(segments) if segment.end >= early and segment.start <= late]
+        pauses = [i for i in near if segments[i].is_filler]
+        if pauses:
+            at = max(pauses, key=lambda i: segments[i].end - segments[i].start)
+            pause = segments[at]
+            kept = min(edge, (pause.end - pause.start) // 2)
+            yield [*segments[:at], replace(pause, end=pause.start + kept)]
+            segments = [replace(pause, start=pause.end - kept), *segments[at + 1 :]]
         else:
-            yield segments[: at + 1]
-            segments = segments[at + 1 :]
+            at = min(near[-1] + 1, len(segments) - 1) if near else len(segments) - 1
+            if at == 0:
+                break
+            yield segments[:at]
+            segments = segments[at:]
     yield segments
 
 

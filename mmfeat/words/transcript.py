@@ -131,7 +131,8 @@ def _pieces(plain: str) -> list[Spoken]:
 def _said_number(digits: str) -> list[Spoken]:
     whole = digits.replace(",", "")
     if ":" in whole:
-        return [sum((_number(part, "cardinal") for part in whole.split(":") if int(part)), ())]
+        parts = [part for part in whole.split(":") if part.strip("0.")]  # 8:00 is eight
+        return [sum((_said_number(part)[0] for part in parts), ())]
     if whole.count(".") > 1:
         return [_digits(whole)]
     if "." in whole:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.exits import Exit
-from pipelines.show import table
+from pipelines.show import show_clips, table
 
 if TYPE_CHECKING:
     from mmfeat.layout import FeatureFile
@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> Exit:
         print(f"{args.file}: {len(file)} clips, {'aligned to wordpieces' if file.aligned else 'unaligned'}\n")
         _show_splits(file)
         _show_modalities(file)
-        _show_statuses(file)
+        show_clips(file.clips())
+        print()
         _show_making(file)
         if args.columns:
             _show_columns(file)
@@ -66,13 +67,6 @@ def _show_modalities(file: FeatureFile) -> None:
             rows.append((split, modality, " x ".join(map(str, shape)), spread, measured))
     columns = ("split", "modality", "clips x steps x columns", "shortest / mean / longest", "valid steps")
     table("Features", columns, rows, numbers=columns[2:])
-    print()
-
-
-def _show_statuses(file: FeatureFile) -> None:
-    counts = Counter((clip.status, clip.reason) for clip in file.clips())
-    rows = [(count, status, reason) for (status, reason), count in sorted(counts.items(), key=lambda kv: -kv[1])]
-    table("Clips of label.csv", ("clips", "status", "reason"), rows, numbers=("clips",))
     print()
 
 
