@@ -65,7 +65,10 @@ class Recipe(Config):
         try:
             return registered.config.model_validate(section)
         except ValidationError as error:
-            raise RecipeError(f"recipe {self.name!r}, section {part!r}: {_say(error)}") from None
+            known = ", ".join(registered.config.model_fields)
+            raise RecipeError(
+                f"recipe {self.name!r}, section {part!r}: {_say(error)} (settings of {name!r}: {known})"
+            ) from None
 
     def parts(self) -> tuple[str, ...]:
         """The parts that a clip is extracted in: each has its own shard."""

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mmfeat import models
 from mmfeat.layout import FeatureFile
+from mmfeat.recipe import load_recipe
 from pipelines import cli, exits
 from pipelines.cli import main
 
@@ -223,3 +225,20 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     command = f"{sys.executable} -m pipelines.cli check {folder} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ, check=False)
     assert done.stderr == ""
+
+
+def test_a_recipe_spelled_out_is_the_same_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.pull()
+    assert main(["recipe"]) == 0
+    printed = capsys.readouterr().out
+    assert "# number of cepstral coefficients\n  n_mfcc: 20\n" in printed
+    (tmp_path / "mine.yaml").write_text(printed, encoding="utf-8")
+    assert load_recipe(tmp_path / "mine.yaml").fingerprints() == load_recipe("default").fingerprints()
+
+
+def test_a_setting_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Path, capsys) -> None:
+    assert main(["recipe"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out.replace("n_mfcc", "n_mfc"), encoding="utf-8")
+    assert main(["recipe", str(tmp_path / "mine.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "n_mfc: Extra inputs" in said and "n_mfcc, htk" in said
