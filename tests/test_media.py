@@ -170,6 +170,17 @@ def test_a_cut_of_a_real_file_is_what_the_whole_has_there(shared_data: Path, nam
         np.testing.assert_allclose(heard.samples, there, atol=1e-3)
 
 
+def test_a_seek_that_lands_late_begins_earlier(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An MPEG program stream has no index: seeking just before a time lands after it."""
+    path = shared_data / "grid" / "Raw" / "bbaf2n" / "0001.mpg"
+    with open_media(path, 1.51) as media:
+        wanted = [frame.start for frame in media.frames()]
+    assert len(wanted) == 38
+    monkeypatch.setattr("mmfeat.media.SEEK_BACK", (0.0, 0.01))
+    with open_media(path, 1.51) as media:
+        assert [frame.start for frame in media.frames()] == wanted
+
+
 @pytest.mark.parametrize(("start", "end", "says"), [(-1, 2, "do not make"), (2, 1, "do not make"), (9, None, "1.00 s")])
 def test_impossible_cuts_say_why(tmp_path: Path, start: float, end: float | None, says: str) -> None:
     path = write_media(tmp_path / "a.mkv", stripes(25))
