@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cmc.commands.exits import OK
+from cmc.commands.flags import add_threads, config_of, positive, use_threads
+
+SUMMARY = "what each part of the method is worth"
+DESCRIPTION = """\
+Train CMC, CMC without each of its parts, and plain baselines; print one table, mean ± std over seeds.
+
+Every result is a file in DIR; a call that is repeated continues where it stopped."""
+EXAMPLES = (
+    "cmc ablate features.h5 -o ablation --seeds 5",
+    'cmc ablate features.h5 -o ablation --truth planted.csv --text freeze --variants CMC "no PLGM" "late fusion"',
+)
+CONFIG = True
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--seeds", type=positive, default=5, metavar="N", help="runs with seeds SEED, SEED+1, …")
+    parser.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants only")
+    add_threads(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from cmc.ablate import VARIANTS, ablate
+    from cmc.report import progress, show_ablation
+
+    use_threads(args)
+    with progress() as report:
+        results = ablate(
+            args.features, args.out, config_of(args), args.seeds, args.truth, args.variants or tuple(VARIANTS), report
+        )
+    show_ablation(results)
+    return OK

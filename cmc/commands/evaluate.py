@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cmc.commands.exits import OK
+
+SUMMARY = "figures of a run on the test split"
+DESCRIPTION = """\
+Evaluate a run, once, on a split it was not trained on. Writes metrics.json and confusion.png into the run folder."""
+EXAMPLES = (
+    "cmc evaluate runs/first features.h5",
+    "cmc evaluate runs/first features.h5 --truth planted.csv      consistent and conflicting clips apart",
+    "cmc evaluate runs/first features.h5 --drop audio             as if no clip had sound",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN")
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    parser.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")
+    parser.add_argument("--drop", action="append", default=[], choices=("text", "audio", "vision"), help="hide it")
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from cmc import seeds
+    from cmc.evaluate import evaluate, write
+    from cmc.report import show_evaluation
+
+    folders = seeds.folders(args.folder)
+    results = [evaluate(f, args.features, args.split, args.truth, tuple(args.drop)) for f in folders]
+    if len(results) > 1:
+        for folder, result in zip(folders, results, strict=True):
+            write(folder, result)
+    result = results[0] if len(results) == 1 else seeds.together(results)
+    metrics, confusion = write(args.folder, result)
+    if args.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        show_evaluation(result)
+        print(f"written: {metrics}, {confusion}")
+    return OK

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cmc.commands.exits import OK
+from cmc.commands.flags import positive
+
+SUMMARY = "a feature file with known unimodal labels"
+DESCRIPTION = """\
+Write a feature file whose true unimodal labels are known, and conflict with the clip's label on a share of the clips.
+The labels go into FILE_truth.csv beside it."""
+EXAMPLES = (
+    "cmc plant planted.h5",
+    "cmc ablate planted.h5 -o ablation --truth planted_truth.csv --text freeze --layers 1",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="FILE", help="feature file to write (.h5)")
+    parser.add_argument("--clips", type=positive, nargs=3, default=(150, 60, 200), metavar=("TRAIN", "VALID", "TEST"))
+    parser.add_argument("--conflict", type=float, default=0.6, metavar="SHARE", help="of clips with one odd modality")
+    parser.add_argument("--signal", type=float, default=3.0, help="distance of classes, in a clip's own scatter")
+    parser.add_argument(
+        "--missing", type=float, default=0.0, metavar="SHARE", help="of clips without sound; of those without face"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    from cmc.planted import Plan, plant
+
+    splits = dict(zip(("train", "valid", "test"), args.clips, strict=True))
+    plant(args.out, Plan(splits, args.conflict, args.signal, args.missing, seed=args.seed))
+    print(f"{args.out}, true labels in {args.out.with_name(f'{args.out.stem}_truth.csv')}")
+    return OK

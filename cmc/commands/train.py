@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from cmc.commands.exits import INTERRUPTED, OK
+from cmc.commands.flags import add_threads, config_of, positive, use_threads
+
+SUMMARY = "feature file → run folder"
+DESCRIPTION = """\
+Train CMC on a feature file: stage 1 makes pseudo labels, stage 2 the consensus of the modalities.
+
+A folder with a finished run is left as it is: the same call again says so and is done, another one needs --overwrite.
+An interrupted run is trained anew."""
+EXAMPLES = (
+    "cmc train features.h5 -o runs/first",
+    "cmc train features.h5 -o runs/five --seeds 5",
+    "cmc train features.h5 -o runs/frozen --text freeze --layers 1",
+)
+CONFIG = True
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="folder for the run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run")
+    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs with seeds SEED, SEED+1, …")
+    add_threads(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from cmc import run as runs
+    from cmc import seeds
+    from cmc.config import UsageError
+    from cmc.report import percent, progress
+
+    config = config_of(args)
+    use_threads(args)
+    names = [""] if args.seeds == 1 else [f"seed-{config.seed + k}" for k in range(args.seeds)]
+    if (args.out / ("run.json" if args.seeds > 1 else seeds.INDEX)).exists() and not args.overwrite:
+        raise UsageError(f"{args.out} holds another kind of run: choose another folder, or --overwrite")
+    records = []
+    for k, name in enumerate(names):
+        label = f"{name}: " if name else ""
+        wanted = config.model_copy(update={"seed": config.seed + k})
+        done = None if args.overwrite else _done(args.out / name, args.features, wanted)
+        if done is None:
+            from cmc.train import train
+
+            with progress(label) as report:
+                done = train(args.features, args.out / name, wanted, report)
+        else:
+            print(f"{label}already trained, nothing to do (--overwrite trains again)")
+        records.append(done)
+        if done.status == "interrupted":
+            print(f"interrupted: {args.out / name} holds the best model so far", file=sys.stderr)
+            return INTERRUPTED
+    if args.seeds > 1:
+        (args.out / "run.json").unlink(missing_ok=True)
+        seeds.write_index(args.out, names, records)
+        summary = json.loads((args.out / seeds.INDEX).read_text(encoding="utf-8"))["validation"]
+        accuracy = percent([summary["accuracy"]["mean"], summary["accuracy"]["std"]])
+        print(f"{args.out}: {args.seeds} runs, validation accuracy {accuracy} %")
+    else:
+        (args.out / seeds.INDEX).unlink(missing_ok=True)
+        valid, record = runs.read(args.out).validation, records[0]
+        print(f"{args.out}: validation accuracy {percent(valid['accuracy'])} %, trained in {record.seconds:.0f} s")
+    print(f"next: cmc evaluate {args.out} {args.features}")
+    return OK
+
+
+def _done(folder: Path, features: Path, config: Any) -> Any:
+    """The finished run of the very same config and features, None where there is none; refuses any other."""
+    from cmc import run as runs
+
+    if not (folder / "run.json").is_file():
+        return None
+    record = runs.read(folder)
+    if record.status != "finished":
+        return None
+    from cmc.train import content_digest
+    from mmfeat.layout import FeatureFile
+
+    with FeatureFile(features) as file:
+        same = record.config == config and record.features["content"] == content_digest(file)
+    if not same:
+        raise runs.RunError(
+            f"{folder} holds a finished run of another config or feature file: choose another folder, or --overwrite"
+        )
+    return record
