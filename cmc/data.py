@@ -7,12 +7,13 @@ the published code does instead: the value becomes 0, and nothing is masked anyw
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmc.config import LETTERS, MODALITIES
@@ -220,6 +221,12 @@ def _labels(file: FeatureFile, split: str, task: Task) -> dict[str, Tensor]:
         letter: torch.from_numpy(polarity(file.read(split, key))) if (split, key) in file else torch.full((clips,), -1)
         for letter, key in keys.items()
     }
+
+
+def values_of(file: FeatureFile, split: str, ids: Sequence[str]) -> NDArray[np.float32]:
+    """The labels of clips `ids` of a split as numbers, shape (N,)."""
+    labels = dict(zip(file.read(split, "id"), file.read(split, REGRESSION), strict=True))
+    return np.array([labels[id] for id in ids], np.float32)
 
 
 def open_features(path: Path) -> FeatureFile:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cmc.calibration import Calibration
 from cmc.config import LETTERS, Config, UsageError
 from cmc.data import Task
 from cmc.fusion import Multimodal
@@ -48,6 +49,9 @@ class Record:
     status: str = "finished"
     """`finished`, or `interrupted` by Ctrl-C: usable, but trained less than was asked for."""
     validation: dict[str, float] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    relabelled: dict[str, list[list[int]]] = field(default_factory=dict)
+    """Modality → training clips that have it, counted by their own class (row) and pseudo label (column)."""
     best_epochs: dict[str, int] = field(default_factory=dict)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -93,6 +97,7 @@ def read(folder: Path) -> Record:
         values["config"] = Config.model_validate(values["config"])
         task = values["task"]
         values["task"] = Task(tuple(task["class_names"]), task["is_polarity"])
+        values["calibration"] = Calibration(**values.get("calibration", {}))
         return Record(**values)
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
         raise RunError(f"{path} is damaged: {error}") from None

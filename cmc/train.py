@@ -11,15 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmc import run as runs
+from cmc.calibration import calibrate
 from cmc.config import Config
-from cmc.data import DataError, Split, Task, load, open_features, task_of
+from cmc.data import DataError, Split, Task, load, open_features, task_of, values_of
 from cmc.finetune import Finetuning, finetune, frozen_labels, transfer
 from cmc.fusion import Multimodal
-from cmc.metrics import class_metrics
+from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import pretrain
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from cmc.training import Report, seed_everything, silent
@@ -38,6 +41,8 @@ class Material:
     features: dict[str, Any]
     encoder: str | None
     """Name of the text encoder that is to be finetuned; None: the text arrays are used as they are."""
+    values: NDArray[np.float32] | None
+    """The training clips' labels (N,) as numbers; None for named classes."""
 
 
 def open_material(path: Path, config: Config) -> Material:
@@ -55,7 +60,8 @@ def open_material(path: Path, config: Config) -> Material:
         if "text" in config.use and not is_cached(file.recipe):
             frozen = load_encoder(encoder_name(file.recipe), frozen=True)
             train, valid = cache(train, frozen), cache(valid, frozen)
-        return Material(train, valid, task, _columns(train), _about(file), encoder)
+        values = values_of(file, "train", train.ids) if task.is_polarity else None
+        return Material(train, valid, task, _columns(train), _about(file), encoder, values)
 
 
 def _columns(split: Split) -> dict[str, int]:
@@ -132,6 +138,8 @@ def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
         weights, interrupted = second.weights, second.interrupted
         history["finetune"], epochs["finetune"] = second.history, second.best_epoch
         model.load_state_dict(weights)
+    logits = validation_logits(model, valid, config)
+    own = train.label("M").numpy()
     record = runs.Record(
         config=config,
         task=task,
@@ -140,7 +148,10 @@ def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
         text_encoder=encoder.settings if encoder is not None else None,
         majority=torch.bincount(train.label("M"), minlength=task.classes).tolist(),
         status="interrupted" if interrupted else "finished",
-        validation=validation_metrics(model, train, valid, labels, config, task),
+        validation={"loss": Finetuning(model, train, valid, labels, config, task).validate()}
+        | class_metrics(valid.label("M").numpy(), logits, config.polarity if task.is_polarity else None),
+        calibration=calibrate(logits, valid.label("M").numpy(), own, material.values),
+        relabelled=_relabelled(train, first.states["train"], task) if config.labels == "pseudo" else {},
         best_epochs=epochs,
         history=history,
         versions=versions(),
@@ -148,20 +159,19 @@ def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
     return Fitted(model, weights, first.weights, first.states, record)
 
 
-def validation_metrics(
-    model: Multimodal,
-    train: Split,
-    valid: Split,
-    labels: Mapping[str, Mapping[str, Tensor]],
-    config: Config,
-    task: Task,
-) -> dict[str, float]:
-    """Loss and metrics on the validation split."""
-    loss = Finetuning(model, train, valid, labels, config, task).validate()
-    with torch.inference_mode():
-        logits = torch.cat([model.eval()(batch).logits for batch in valid.batches(config.batch_size)])
-    question = config.polarity if task.is_polarity else None
-    return {"loss": loss} | class_metrics(valid.label("M").numpy(), logits.numpy(), question)
+@torch.inference_mode()
+def validation_logits(model: Multimodal, valid: Split, config: Config) -> NDArray[np.float32]:
+    """Shape (N, K)."""
+    return torch.cat([model.eval()(batch).logits for batch in valid.batches(config.batch_size)]).numpy()
+
+
+def _relabelled(train: Split, states: Mapping[str, Tensor], task: Task) -> dict[str, list[list[int]]]:
+    """Per modality, clips that have it: own class (row) and pseudo label (column)."""
+    counts = {}
+    for m, state in states.items():
+        there = train.present(m)
+        counts[m] = confusion(train.label("M")[there].numpy(), state.argmax(1)[there].numpy(), task.classes).tolist()
+    return counts
 
 
 def versions() -> dict[str, str]:
