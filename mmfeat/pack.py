@@ -18,6 +18,7 @@ from mmfeat.corpus import Clip, Corpus
 from mmfeat.extractors import TextConfig
 from mmfeat.files import atomic
 from mmfeat.layout import ClipStatus
+from mmfeat.moments import Moments
 from mmfeat.recipe import Recipe
 from mmfeat.shards import Shard, Store
 from mmfeat.track import Word
@@ -48,31 +49,6 @@ class PackReport:
     @property
     def ok(self) -> int:
         return len(self.clips) - len(self.failed)
-
-
-@dataclass
-class _Moments:
-    """Mean and standard deviation per column, merged clip by clip without keeping any (Chan et al. 1979)."""
-
-    count: int = 0
-    mean: NDArray[np.float64] | float = 0.0
-    squares: NDArray[np.float64] | float = 0.0
-
-    def add(self, rows: NDArray[np.float32]) -> None:
-        if not len(rows):
-            return
-        values = rows.astype(np.float64)
-        mean = values.mean(axis=0)
-        total = self.count + len(values)
-        shift = mean - self.mean
-        self.squares = self.squares + ((values - mean) ** 2).sum(axis=0) + shift**2 * (self.count * len(values) / total)
-        self.mean = self.mean + shift * (len(values) / total)
-        self.count = total
-
-    def result(self, columns: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        if not self.count:
-            return np.zeros(columns, np.float32), np.ones(columns, np.float32)
-        return np.asarray(self.mean, np.float32), np.sqrt(self.squares / self.count).astype(np.float32)
 
 
 def pack(
@@ -189,7 +165,7 @@ def _fill(
 ) -> dict[str, int]:
     """The second pass: write every usable clip's rows; returns how many were cut per modality."""
     truncated = dict.fromkeys(layout.TIMED, 0)
-    moments = {modality: _Moments() for modality in layout.TIMED}
+    moments = {modality: Moments() for modality in layout.TIMED}
     done = 0
     for split in layout.SPLITS:
         members = [clip for clip in clips if clip.split == split]
