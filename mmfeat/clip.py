@@ -99,7 +99,7 @@ def extract_to_store(clip: Clip, recipe: Recipe, store: Store, parts: Iterable[s
     A bad clip is never an exception: its shards say why. Raises MissingBackendError, since then no clip can succeed,
     and OSError where the store cannot be written.
     """
-    fingerprints = _fingerprints(recipe.model_dump_json())
+    fingerprints = fingerprints_of(recipe)
     parts = tuple(part for part in recipe.parts() if part in set(parts))
     shards, timings = _extract(clip, recipe, parts)
     began = time.perf_counter()
@@ -259,6 +259,11 @@ def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:
 def _extractor(part: str, recipe: str) -> Any:
     """An extractor with its models, loaded once per process however many clips it sees."""
     return Recipe.model_validate_json(recipe).make(part)
+
+
+def fingerprints_of(recipe: Recipe) -> dict[str, str]:
+    """`recipe.fingerprints()`, computed once per process: model files are read for it."""
+    return _fingerprints(recipe.model_dump_json())
 
 
 @functools.lru_cache(maxsize=16)

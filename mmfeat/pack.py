@@ -52,20 +52,27 @@ class PackReport:
 
 
 def pack(
-    corpus: Corpus, recipe: Recipe, store: Store, out: Path, aligned: bool = False, report: Report | None = None
+    corpus: Corpus,
+    recipe: Recipe,
+    store: Store,
+    out: Path,
+    aligned: bool = False,
+    report: Report | None = None,
+    keep_damaged: bool = True,
 ) -> PackReport:
     """Write the feature file of a corpus whose shards are all in `store`.
 
     Clips keep the order of label.csv. The padded length of audio and vision comes from the training clips only (for a
     corpus where none has the modality, from the longest clip: nothing is learnt from it then); text and aligned rows
-    have the recipe's `max_wordpieces`. Longer clips lose their end.
+    have the recipe's `max_wordpieces`. Longer clips lose their end. Clips of which only a part could be decoded are
+    marked `damaged`, or fail where they are not to be kept.
 
     Raises NothingUsableError where no clip has features, and FileNotFoundError where a shard is not there.
     """
     if aligned and not recipe.words:
         raise NothingUsableError(f"recipe {recipe.name!r} finds no words, so nothing can be aligned to them")
     fingerprints = recipe.fingerprints()
-    reader = _Reader(recipe, store, fingerprints, aligned)
+    reader = _Reader(recipe, store, fingerprints, aligned, keep_damaged)
     survey = _Survey()
     for clip in corpus.clips:
         survey.look(clip, *reader.status(clip))
@@ -134,8 +141,11 @@ class _Survey:
 class _Reader:
     """Clips' features out of the store."""
 
-    def __init__(self, recipe: Recipe, store: Store, fingerprints: Mapping[str, str], aligned: bool):
-        self._parts, self._store, self._fingerprints, self._aligned = recipe.parts(), store, fingerprints, aligned
+    def __init__(
+        self, recipe: Recipe, store: Store, fingerprints: Mapping[str, str], aligned: bool, keep_damaged: bool
+    ):
+        self._parts, self._store, self._fingerprints = recipe.parts(), store, fingerprints
+        self._aligned, self._keep_damaged = aligned, keep_damaged
 
     def _shards(self, clip: Clip, arrays: bool) -> dict[str, Shard]:
         return {part: self._store.read(clip, part, self._fingerprints[part], arrays) for part in self._parts}
@@ -146,6 +156,8 @@ class _Reader:
             return ClipStatus(clip.id, clip.split, FAILED, clip.refused), {}
         shards = self._shards(clip, arrays=False)
         status, reason, seconds = summary(shards)
+        if "damaged" in status.split("+") and not self._keep_damaged:
+            status = FAILED
         if status != FAILED and self._aligned and "no_words" in status.split("+"):
             status, reason = FAILED, f"cannot be aligned: {reason}"
         return ClipStatus(clip.id, clip.split, status, reason, seconds), shards

@@ -84,6 +84,17 @@ class Store:
             temporary.write_text(canonical_json({"id": clip.id, "reason": reason}), encoding="utf-8")
         return path
 
+    def failure(self, clip: Clip, part: str, fingerprint: str) -> str:
+        """Why there is no result; empty where nobody has failed, or where there is one."""
+        place = self._place(clip, part, fingerprint, _source(clip))
+        try:
+            return str(json.loads(place.with_suffix(".failed").read_text(encoding="utf-8"))["reason"])
+        except FileNotFoundError:
+            return ""
+
+    def forget_failure(self, clip: Clip, part: str, fingerprint: str) -> None:
+        self._place(clip, part, fingerprint, _source(clip)).with_suffix(".failed").unlink(missing_ok=True)
+
     def read(self, clip: Clip, part: str, fingerprint: str, arrays: bool = True) -> Shard:
         """A stored result or failure; without `arrays`, only what was said about it.
 
@@ -92,8 +103,9 @@ class Store:
         place = self._place(clip, part, fingerprint, _source(clip))
         path = place.with_suffix(".npz")
         if not path.exists():
-            said = json.loads(place.with_suffix(".failed").read_text(encoding="utf-8"))
-            return Shard("failed", said["reason"])
+            if reason := self.failure(clip, part, fingerprint):
+                return Shard("failed", reason)
+            raise FileNotFoundError(f"{path} (clip {clip.id}) is not there: extract it first")
         try:
             with np.load(path, allow_pickle=False) as stored:
                 head = json.loads(stored["head"].tobytes())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mmfeat.registry import MissingBackendError
 from mmfeat.shards import Store
 from pipelines.cluster import connect, default_workers
+from pipelines.limits import DEFAULT, Limits, believable_length, watched
 from pipelines.schedule import Outcome, Stop, run_each
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Job:
     store: Store
     parts: tuple[str, ...]
     """Of vision, audio, text and words, those that have no shard yet."""
+    fingerprints: Mapping[str, str]
+    """Of those parts, as the client knows them."""
+    limits: Limits = DEFAULT
 
 
 @dataclass
@@ -78,16 +82,43 @@ class Extraction:
 def extract_clip(job: Job) -> ClipReport:
     """Runs on a worker. Models are loaded by the first clip that needs them and stay for the worker's
     life."""
-    from mmfeat.clip import extract_to_store
+    from mmfeat.clip import FAILED, ClipReport, extract_to_store, fingerprints_of
 
-    return extract_to_store(job.clip, job.recipe, job.store, job.parts)
+    own = fingerprints_of(job.recipe)
+    if differing := [part for part in job.parts if own[part] != job.fingerprints[part]]:
+        raise MissingBackendError(
+            f"a worker would make other {' and '.join(differing)} features than this machine expects: it has another "
+            "version of mmfeat or of a model file (compare `mmfeat doctor` on both)"
+        )
+
+    def give_up(reason: str) -> None:
+        for part in job.parts:
+            job.store.fail(job.clip, part, own[part], reason)
+
+    for part in job.parts:
+        if reason := job.store.failure(job.clip, part, own[part]):
+            return ClipReport(job.clip.id, FAILED, reason, 0.0, job.parts)  # a worker has died of it
+    with watched(job.limits, give_up) as allow:
+        allow(believable_length(job.clip.path, job.clip.start, job.clip.end))
+        return extract_to_store(job.clip, job.recipe, job.store, job.parts)
 
 
-def jobs(corpus: Corpus, recipe: Recipe, store: Store, *, retry_failed: bool = False) -> list[Job]:
-    """What is left to do, in corpus order."""
+def jobs(
+    corpus: Corpus, recipe: Recipe, store: Store, *, retry_failed: bool = False, limits: Limits = DEFAULT
+) -> list[Job]:
+    """What is left to do, in corpus order. With `retry_failed`, failures are forgotten."""
     fingerprints = recipe.fingerprints()
     left = ((clip, store.missing(clip, fingerprints, retry_failed=retry_failed)) for clip in corpus.usable)
-    return [Job(clip, recipe, store, tuple(parts)) for clip, parts in left if parts]
+    todo = [
+        Job(clip, recipe, store, parts, {part: fingerprints[part] for part in parts}, limits)
+        for clip, parts in left
+        if parts
+    ]
+    if retry_failed:
+        for job in todo:
+            for part in job.parts:
+                store.forget_failure(job.clip, part, fingerprints[part])
+    return todo
 
 
 def extract_corpus(
@@ -98,6 +129,7 @@ def extract_corpus(
     workers: int | None = None,
     scheduler: str | None = None,
     retry_failed: bool = False,
+    limits: Limits = DEFAULT,
     stop: Stop | None = None,
     report: Report = lambda done, total, note="": None,
     task: Callable[[Job], ClipReport] = extract_clip,
@@ -110,7 +142,7 @@ def extract_corpus(
     makes no sense.
     """
     store = Store(workdir.resolve())  # workers may run in another folder
-    todo = jobs(corpus, recipe, store, retry_failed=retry_failed)
+    todo = jobs(corpus, recipe, store, retry_failed=retry_failed, limits=limits)
     run = Extraction(len(todo), reused=len(corpus.usable) - len(todo))
     if not todo:
         return run

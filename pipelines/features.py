@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from mmfeat.shards import Store
 from pipelines.commands.check import show_problems
 from pipelines.exits import Exit, UsageError
 from pipelines.extract import Extraction, extract_corpus
+from pipelines.limits import DEFAULT, Limits
 from pipelines.progress import duration, progress
 from pipelines.schedule import stop_on_interrupt
 from pipelines.show import plural, show_clips, table
@@ -23,6 +25,22 @@ if TYPE_CHECKING:
     from mmfeat.recipe import Recipe
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a corpus is worked on, whatever is extracted from it."""
+
+    workers: int | None = None
+    """Processes to start here; None: one per core."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, instead."""
+    retry_failed: bool = False
+    limits: Limits = DEFAULT
+    keep_damaged: bool = True
+
+
+DEFAULT_OPTIONS = Options()
+
+
 def make_features(
     corpus: Corpus,
     recipe: Recipe,
@@ -30,9 +48,7 @@ def make_features(
     *,
     workdir: Path | None = None,
     aligned: bool = False,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    retry_failed: bool = False,
+    options: Options = DEFAULT_OPTIONS,
     stages: Stages | None = None,
 ) -> Exit:
     """Extract what is missing, pack it into `out`, and print what happened.
@@ -49,9 +65,10 @@ def make_features(
             corpus,
             recipe,
             workdir,
-            workers=workers,
-            scheduler=scheduler,
-            retry_failed=retry_failed,
+            workers=options.workers,
+            scheduler=options.scheduler,
+            retry_failed=options.retry_failed,
+            limits=options.limits,
             stop=stop,
             report=report,
         )
@@ -67,7 +84,15 @@ def make_features(
     def write() -> None:
         began = time.monotonic()
         with progress("Packing") as report:
-            packed = pack(corpus, recipe, Store(workdir.resolve()), out, aligned=aligned, report=report)
+            packed = pack(
+                corpus,
+                recipe,
+                Store(workdir.resolve()),
+                out,
+                aligned=aligned,
+                keep_damaged=options.keep_damaged,
+                report=report,
+            )
         show_result(extraction, packed, time.monotonic() - began)
 
     inputs = {
@@ -75,6 +100,7 @@ def make_features(
         "recipe": recipe.resolved(),
         "fingerprints": recipe.fingerprints(),
         "aligned": aligned,
+        "keep_damaged": options.keep_damaged,
         "code": source_digest("mmfeat"),
     }
     if stages is None:

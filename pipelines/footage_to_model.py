@@ -19,7 +19,7 @@ from mmfeat.corpus import Clip, Corpus
 from mmfeat.layout import FeatureFile
 from mmfeat.recipe import load_recipe
 from pipelines.exits import Exit
-from pipelines.features import default_workdir, make_features
+from pipelines.features import DEFAULT_OPTIONS, Options, default_workdir, make_features
 from pipelines.show import table
 from pipelines.stages import Stages, digest, source_digest
 
@@ -65,8 +65,7 @@ def footage_to_model(
     *,
     seeds: int = 3,
     recipe: str = "default",
-    workers: int | None = None,
-    scheduler: str | None = None,
+    options: Options = DEFAULT_OPTIONS,
 ) -> Exit:
     """Features, training with several seeds, evaluation and one prediction, all below the folder `out`.
 
@@ -76,9 +75,7 @@ def footage_to_model(
     corpus = corpora.load(corpus_folder.resolve())
     places, stages = Places(out), Stages(out / "stages.json")
     _headline("Features", f"mmfeat extract {corpus_folder} -o {places.features}")
-    extracted = make_features(
-        corpus, load_recipe(recipe), places.features, workers=workers, scheduler=scheduler, stages=stages
-    )
+    extracted = make_features(corpus, load_recipe(recipe), places.features, options=options, stages=stages)
     if extracted == Exit.INTERRUPTED:
         return extracted
     truth = corpus_folder.with_name(f"{corpus_folder.name}.truth") / "planted.csv"

@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.exits import Exit, UsageError
+from pipelines.limits import DEFAULT, Limits
+
+if TYPE_CHECKING:
+    from pipelines.features import Options
 
 SUMMARY = "extract the features of a corpus into one HDF5 file"
 EXAMPLES = (
@@ -26,7 +31,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="where results per clip are kept: a run can continue, and the aligned and the unaligned form come from "
         "one extraction (default: mmfeat-work beside FILE.h5)",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="try clips again that failed before")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, metavar="N", help="worker processes (default: one per core)")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786, instead"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try clips again that failed before")
+    parser.add_argument(
+        "--on-damage",
+        choices=("keep", "fail"),
+        default="keep",
+        help="a file that breaks off: keep what decodes, marked `damaged`, or fail the clip",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=positive,
+        default=round(DEFAULT.factor or 0),
+        metavar="N",
+        help=f"a clip fails that takes more than {DEFAULT.seconds:.0f} s and N times its own length",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=positive,
+        metavar="GIB",
+        help="a clip fails that needs more memory (default: the machine's, shared by the workers)",
+    )
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Raises UsageError where options contradict each other."""
+    from pipelines.features import Options
+
+    if args.workers and args.scheduler:
+        raise UsageError("--workers starts processes here, --scheduler uses those of a cluster: give one of them")
+    memory = args.memory_limit * 2**30 if args.memory_limit else None
+    return Options(
+        args.workers,
+        args.scheduler,
+        args.retry_failed,
+        Limits(factor=args.time_limit, memory=memory),
+        args.on_damage == "keep",
     )
 
 
@@ -50,7 +90,6 @@ def run(args: argparse.Namespace) -> Exit:
     from mmfeat.recipe import load_recipe
     from pipelines.features import make_features
 
-    check_options(args)
     if args.out.is_dir():
         raise UsageError(f"{args.out} is a folder; -o names the file to write: {args.out / 'features.h5'}")
     return make_features(
@@ -59,13 +98,5 @@ def run(args: argparse.Namespace) -> Exit:
         args.out,
         workdir=args.workdir,
         aligned=args.aligned,
-        workers=args.workers,
-        scheduler=args.scheduler,
-        retry_failed=args.retry_failed,
+        options=options_of(args),
     )
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Raises UsageError where options contradict each other."""
-    if args.workers and args.scheduler:
-        raise UsageError("--workers starts processes here, --scheduler uses those of a cluster: give one of them")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipelines.commands.extract import add_options, check_options, positive
+from pipelines.commands.extract import add_options, options_of, positive
 from pipelines.exits import Exit
 
 SUMMARY = "go the whole way: check, extract, train, evaluate, predict one clip"
@@ -23,12 +23,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Exit:
     from pipelines.footage_to_model import footage_to_model
 
-    check_options(args)
     return footage_to_model(
         args.corpus,
         args.out,
         seeds=args.seeds,
         recipe=args.recipe,
-        workers=args.workers,
-        scheduler=args.scheduler,
+        options=options_of(args),
     )
