@@ -2,6 +2,9 @@
 
 The layout is the one MMSA-FET reads. Columns are found by name: `video_id, clip_id, text, label, mode` must be there,
 `label_T, label_A, label_V, annotation, start, end` may be; every other column is kept as it is.
+
+Labels are numbers, or names of classes (joy, anger, …): `label` is of the kind that most of its rows are, and a row of
+the other kind is refused. Classes are in alphabetical order, so that no added clip changes their numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ OPTIONAL = ("label_T", "label_A", "label_V", "annotation", "start", "end")
 SPLITS = ("train", "valid", "test")
 # The widest range in use: MOSI and MOSEI label from -3 to 3, CH-SIMS from -1 to 1.
 LABEL_RANGE = (-3.0, 3.0)
+_NOT_ANNOTATED = ("na", "nan", "none", "null")  # of a single modality; in the column `label` they are names
 # Where one clip has several files, pictures are wanted before sound alone.
 SOUND_ONLY = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma"}
 NOT_MEDIA = {".txt", ".csv", ".json", ".srt", ".vtt", ".textgrid", ".ctm", ".lab", ".align", ".xml", ".jpg", ".png"}
@@ -42,6 +46,7 @@ class Clip:
     """The media file; None where there is none (then `refused` says so)."""
     text: str
     label: float
+    """NaN in a corpus of named classes, as are the three of single modalities."""
     label_T: float = math.nan
     label_A: float = math.nan
     label_V: float = math.nan
@@ -50,6 +55,8 @@ class Clip:
     """Seconds; with `end`, cuts the clip out of a longer file."""
     end: float | None = None
     extra: dict[str, str] = field(default_factory=dict, hash=False)
+    classes: dict[str, str] = field(default_factory=dict, hash=False)
+    """In a corpus of named classes: `label`, and those of `label_T, label_A, label_V` that are given → class."""
     row: int = 0
     """Line of label.csv on which the row begins; the header is line 1."""
     refused: str = ""
@@ -76,6 +83,8 @@ class Corpus:
     clips: list[Clip]
     """Every row in the order of label.csv, refused ones too."""
     problems: list[Problem]
+    class_names: tuple[str, ...] = ()
+    """Named classes in alphabetical order; empty where labels are numbers."""
 
     @property
     def usable(self) -> list[Clip]:
@@ -96,15 +105,18 @@ def load(root: str | Path, label_range: tuple[float, float] = LABEL_RANGE) -> Co
     files = _Files(root / "Raw")
     clips: list[Clip] = []
     problems: list[Problem] = []
-    for row, values in _rows(table):
-        clip, found = _clip(row, values, files, label_range)
+    rows = list(_rows(table))
+    classes = _class_names([values["label"].strip() for _, values in rows])
+    for row, values in rows:
+        clip, found = _clip(row, values, files, _names(classes) if classes else _numbers(label_range))
         clips.append(clip)
         problems += found
     if not clips:
         raise CorpusError(f"{table} has a header but no rows")
     clips, found = _duplicates(clips)
-    problems += found + _shared_videos(clips)
-    return Corpus(root, clips, sorted(problems, key=lambda problem: problem.row))
+    problems += found + _shared_videos(clips) + _class_notes(clips)
+    used = {name for clip in clips if not clip.refused for name in clip.classes.values()}
+    return Corpus(root, clips, sorted(problems, key=lambda problem: problem.row), tuple(sorted(used)))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -136,36 +148,38 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise CorpusError(f"{table}, line {reader.line_num}: {error}") from None
 
 
-def _clip(
-    row: int, values: dict[str, str], files: _Files, label_range: tuple[float, float]
-) -> tuple[Clip, list[Problem]]:
+def _clip(row: int, values: dict[str, str], files: _Files, read: _Read) -> tuple[Clip, list[Problem]]:
     problems: list[tuple[str, str, bool]] = []
 
-    def number(column: str, empty: float | None) -> float | None:
+    def label(column: str) -> float | str | None:
         written = values.get(column, "").strip()
-        if not written or (column.startswith("label_") and written.lower() in ("na", "nan", "none", "null")):
-            return empty
+        if not written or (column != "label" and written.lower() in _NOT_ANNOTATED):
+            if column == "label":
+                problems.append(("label", "label is empty", True))
+            return None
         try:
-            value = _seconds(written) if column in ("start", "end") else _decimal(written)
+            return read(written)
+        except _LabelError as error:
+            problems.append((error.kind, f"{column} is {error}", True))
+            return None
+
+    def seconds(column: str) -> float | None:
+        written = values.get(column, "").strip()
+        try:
+            value = _seconds(written) if written else None
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             problems.append(("number", f"{column} is {written!r}, not a number", True))
-            return empty
+            return None
         return value
 
     video_id, clip_id = values["video_id"].strip(), values["clip_id"].strip()
     split = values["mode"].strip().lower()
     if split not in SPLITS:
         problems.append(("split", f"mode is {values['mode']!r}; it must be train, valid or test", True))
-    labels = {column: number(column, math.nan) for column in LABELS}
-    if math.isnan(labels["label"] or 0.0) and not problems:
-        problems.append(("number", "label is empty", True))
-    low, high = label_range
-    for column, value in labels.items():
-        if value is not None and not math.isnan(value) and not low <= value <= high:
-            problems.append(("range", f"{column} is {value:g}, outside {low:g} to {high:g}", True))
-    start, end = number("start", None), number("end", None)
+    labels = {column: label(column) for column in LABELS}
+    start, end = seconds("start"), seconds("end")
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         problems.append(("times", f"start {start} and end {end} do not make a clip", True))
     if values[""]:
@@ -184,15 +198,75 @@ def _clip(
         split,
         path,
         values["text"],
-        **{column: math.nan if value is None else value for column, value in labels.items()},
+        **{column: value if isinstance(value, float) else math.nan for column, value in labels.items()},
         annotation=values.get("annotation", ""),
         start=start,
         end=end,
         extra={key: value for key, value in values.items() if key and key not in REQUIRED + OPTIONAL},
+        classes={column: value for column, value in labels.items() if isinstance(value, str)},
         row=row,
         refused="; ".join(fatal),
     )
     return clip, [Problem(row, clip.id, *problem) for problem in problems]
+
+
+class _LabelError(ValueError):
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+_Read = Callable[[str], float | str]
+"""A label as it is written → its value. Raises _LabelError."""
+
+
+def _numbers(label_range: tuple[float, float]) -> _Read:
+    low, high = label_range
+
+    def read(written: str) -> float:
+        value = _number(written)
+        if value is None:
+            raise _LabelError("number", f"{written!r}, not a number")
+        if not low <= value <= high:
+            raise _LabelError("range", f"{value:g}, outside {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def _names(classes: set[str]) -> _Read:
+    def read(written: str) -> str:
+        if written not in classes:
+            number = "a number, where most labels are names" if _number(written) is not None else "no clip's label"
+            raise _LabelError("class", f"{written!r}, {number}")
+        return written
+
+    return read
+
+
+def _class_names(labels: list[str]) -> set[str]:
+    """The names in the column `label`; empty where it holds numbers."""
+    names = [label for label in labels if label and _number(label) is None]
+    return set(names) if 2 * len(names) > sum(map(bool, labels)) else set()
+
+
+def _class_notes(clips: list[Clip]) -> list[Problem]:
+    """Classes that cannot be learnt, and those that may be one class in two spellings."""
+    rows: dict[str, list[Clip]] = {}
+    for clip in clips:
+        if not clip.refused and "label" in clip.classes:
+            rows.setdefault(clip.classes["label"], []).append(clip)
+    problems, spellings = [], dict[str, str]()
+    for name, members in sorted(rows.items()):
+        splits = Counter(clip.split for clip in members)
+        if not splits["train"]:
+            where = ", ".join(f"{count} in {split}" for split, count in splits.items())
+            message = f"no training clip is {name!r} ({where}): it cannot be learnt"
+            problems.append(Problem(members[0].row, members[0].id, "class", message, fatal=False))
+        if (other := spellings.setdefault(name.casefold(), name)) != name:
+            message = f"{name!r} and {other!r} are two classes: they differ in upper and lower case only"
+            problems.append(Problem(members[0].row, members[0].id, "class", message, fatal=False))
+    return problems
 
 
 def _seconds(written: str) -> float:
@@ -203,9 +277,13 @@ def _seconds(written: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
-def _decimal(written: str) -> float:
-    """A number with a decimal point, or with the comma that spreadsheets write in many countries."""
-    return float(written.replace(",", ".") if written.count(",") == 1 and "." not in written else written)
+def _number(written: str) -> float | None:
+    """A finite number with a decimal point, or with the comma that spreadsheets write in many countries."""
+    try:
+        value = float(written.replace(",", ".") if written.count(",") == 1 and "." not in written else written)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _plain(name: str) -> bool:

@@ -74,7 +74,7 @@ def test_every_problem_is_listed_at_once_with_its_row(tmp_path: Path) -> None:
         (5, "split"),
         (6, "duplicate"),
         (7, "leak"),
-        (8, "number"),
+        (8, "label"),
         (8, "file"),
         (9, "id"),
     ]
