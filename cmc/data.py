@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmc.config import LETTERS, MODALITIES
-from mmfeat.layout import REGRESSION, TIMED, UNIMODAL, FeatureFile, polarity
+from mmfeat.layout import CLASSES, REGRESSION, TIMED, UNIMODAL, FeatureFile, polarity
 
 POLARITIES = ("negative", "neutral", "positive")
 _SPECIAL_PIECES = 2  # [CLS] and [SEP]: a transcript of these alone says nothing
@@ -213,14 +213,28 @@ def task_of(file: FeatureFile) -> Task:
 
 def _labels(file: FeatureFile, split: str, task: Task) -> dict[str, Tensor]:
     clips = len(file.dataset(split, "id"))
-    if not task.is_polarity:
-        unknown = torch.full((clips,), -1)
-        return {"M": torch.from_numpy(file.read(split, "classification_labels"))} | dict.fromkeys("TAV", unknown)
-    keys = {"M": REGRESSION} | {LETTERS[modality]: key for modality, key in UNIMODAL.items()}
-    return {
-        letter: torch.from_numpy(polarity(file.read(split, key))) if (split, key) in file else torch.full((clips,), -1)
-        for letter, key in keys.items()
-    }
+    if task.is_polarity:
+        keys = {"M": REGRESSION} | {LETTERS[modality]: key for modality, key in UNIMODAL.items()}
+    else:
+        keys = {"M": "classification_labels"} | {LETTERS[modality]: key for modality, key in CLASSES.items()}
+    labels = {}
+    for letter, key in keys.items():
+        found = file.read(split, key) if (split, key) in file else np.full(clips, np.nan if task.is_polarity else -1)
+        labels[letter] = torch.from_numpy(polarity(found) if task.is_polarity else _renumbered(file, found, task))
+    return labels
+
+
+def _renumbered(file: FeatureFile, classes: NDArray[np.int64], task: Task) -> NDArray[np.int64]:
+    """The file's named classes (N,) by the numbers that the task has for them; −1 stays.
+
+    Raises DataError naming a class that the task does not have.
+    """
+    numbers = {name: k for k, name in enumerate(task.class_names)}
+    names = json.loads(file.attrs.get("class_names", "[]"))
+    found = {k: names[k] if k < len(names) else f"class {k}" for k in np.unique(classes).tolist() if k >= 0}
+    if unknown := sorted(set(found.values()) - set(numbers)):
+        raise DataError(f"{file.path} has clips of {', '.join(unknown)}; the classes are {', '.join(task.class_names)}")
+    return np.array([numbers[found[k]] if k >= 0 else -1 for k in classes.tolist()], np.int64)
 
 
 def values_of(file: FeatureFile, split: str, ids: Sequence[str]) -> NDArray[np.float32]:

@@ -22,8 +22,12 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
 TIMED = ("audio", "vision")
 """Modalities with a row per time step, a mask and times. Text has a row per wordpiece; its mask is in `text_bert`."""
+MODALITIES = ("text", *TIMED)
 REGRESSION = "regression_labels"
 UNIMODAL = {"text": "regression_labels_T", "audio": "regression_labels_A", "vision": "regression_labels_V"}
+CLASSES = {"text": "classification_labels_T", "audio": "classification_labels_A", "vision": "classification_labels_V"}
+"""In files of named classes; elsewhere the sign of the regression label is the class."""
+LABELS = (REGRESSION, *UNIMODAL.values(), "classification_labels")
 STRINGS = ("id", "raw_text", "annotations")
 
 _text = h5py.string_dtype("utf-8")
@@ -232,6 +236,12 @@ def create_split(file: h5py.File, split: str, clips: int, shapes: Mapping[str, t
         group.create_dataset(key, (clips,), "f4", fillvalue=np.nan)
     group.create_dataset("classification_labels", (clips,), "i8", fillvalue=-1)
     return group
+
+
+def create_unimodal_classes(group: h5py.Group) -> None:
+    """The datasets that a split of a file of named classes has besides."""
+    for key in CLASSES.values():
+        group.create_dataset(key, (len(group["id"]),), "i8", fillvalue=-1)
 
 
 def _rows(group: h5py.Group, key: str, clips: int, shape: tuple[int, ...], dtype: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from mmfeat.shards import Shard, Store
 from mmfeat.track import Word
 
 PACKAGES = ("mmfeat", "numpy", "torch", "transformers", "librosa", "av", "opencv-python-headless", "ai-edge-litert")
-CLASSES = ("negative", "neutral", "positive")
+POLARITIES = ("negative", "neutral", "positive")
+_CLASS_COLUMNS = {"label": "classification_labels"} | {f"label_{key[-1]}": key for key in layout.CLASSES.values()}
 
 Report = Callable[[int, int], None]
 """Called with clips done and clips in all."""
@@ -92,13 +93,13 @@ def pack(
             language=recipe.language,
             recipe=recipe.resolved(),
             fingerprints=fingerprints,
-            class_names=CLASSES,
+            class_names=corpus.class_names or POLARITIES,
             names={modality: survey.names[modality] for modality in layout.TIMED},
             versions=versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         shapes = {modality: (lengths[modality], survey.columns[modality]) for modality in lengths}
-        truncated = _fill(file, survey.usable, reader, shapes, report or (lambda done, total: None))
+        truncated = _fill(file, survey.usable, corpus.class_names, reader, shapes, report or (lambda done, total: None))
         truncated["text"] = sum("cut_text" in clip.status.split("+") for clip in survey.clips)
         layout.write_clips(file, survey.clips)
         file.attrs["truncated"] = layout.canonical_json(truncated)
@@ -171,6 +172,7 @@ class _Reader:
 def _fill(
     file: h5py.File,
     clips: list[Clip],
+    class_names: Sequence[str],
     reader: _Reader,
     shapes: Mapping[str, tuple[int, int]],
     report: Report,
@@ -184,10 +186,12 @@ def _fill(
         if not members:
             continue
         group = layout.create_split(file, split, len(members), shapes)
+        if class_names:
+            layout.create_unimodal_classes(group)
         words: list[tuple[int, str, float, float, float, int, int]] = []
         for row, clip in enumerate(members):
             rows, found = reader.rows(clip)
-            _write_labels(group, row, clip)
+            _write_labels(group, row, clip, class_names)
             _write_text(group, row, rows, shapes["text"][0])
             for modality in layout.TIMED:
                 kept = _write_track(group, row, modality, rows, shapes[modality][0])
@@ -203,9 +207,14 @@ def _fill(
     return truncated
 
 
-def _write_labels(group: h5py.Group, row: int, clip: Clip) -> None:
+def _write_labels(group: h5py.Group, row: int, clip: Clip, class_names: Sequence[str]) -> None:
     for key, text in (("id", clip.id), ("raw_text", clip.text), ("annotations", clip.annotation)):
         group[key][row] = text.replace("\0", "")  # HDF5 strings end at a NUL
+    if class_names:
+        for column, key in _CLASS_COLUMNS.items():
+            if column in clip.classes:
+                group[key][row] = class_names.index(clip.classes[column])
+        return
     group[layout.REGRESSION][row] = clip.label
     group["classification_labels"][row] = layout.polarity(np.array([clip.label]))[0]
     for key, label in zip(layout.UNIMODAL.values(), (clip.label_T, clip.label_A, clip.label_V), strict=True):
