@@ -17,10 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from mmfeat.layout import REGRESSION, STRINGS, TIMED, UNIMODAL, FeatureFile, LayoutError
+from mmfeat.layout import LABELS, MODALITIES, STRINGS, TIMED, FeatureFile, LayoutError
 
-MODALITIES = ("text", *TIMED)
-LABELS = (REGRESSION, *UNIMODAL.values(), "classification_labels")
 _STEPS = (*MODALITIES, *(f"{modality}_{part}" for modality in TIMED for part in ("mask", "times")))
 """Keys that have the steps of a modality along a clip's first axis; `text_bert` has them along its last."""
 _MODALITY = {key: key.partition("_")[0] for key in (*_STEPS, "text_bert")}
