@@ -115,7 +115,7 @@ def load(root: str | Path, label_range: tuple[float, float] = LABEL_RANGE) -> Co
         raise CorpusError(f"{table} has a header but no rows")
     clips, found = _duplicates(clips)
     problems += found + _shared_videos(clips) + _class_notes(clips)
-    used = {name for clip in clips if not clip.refused for name in clip.classes.values()}
+    used = {name for clip in clips if not clip.refused for name in clip.classes.values()} or classes
     return Corpus(root, clips, sorted(problems, key=lambda problem: problem.row), tuple(sorted(used)))
 
 

@@ -144,7 +144,8 @@ def _predict(places: Places, stages: Stages, corpus: Corpus) -> None:
         assert clip.path is not None
         found = predict(seeds.best(places.model), clip.path, clip.text, clip.start, clip.end)
         show_prediction(found)
-        said = {"clip": clip.id, "label": clip.label, "prediction": found.plain()}
+        label = clip.classes.get("label", clip.label)
+        said = {"clip": clip.id, "label": label, "prediction": found.plain()}
         places.prediction.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
 
     _headline("One prediction", _spoken(command))
@@ -197,7 +198,8 @@ def _summarise(places: Places, corpus_folder: Path, seeds: int) -> None:
         said = json.loads(places.prediction.read_text(encoding="utf-8"))
         found = said["prediction"]
         sure = found["fused"][found["label"]]
-        print(f"Clip {said['clip']} (label {said['label']:g}) is {found['label']}, says the model: {sure:.0%} sure.")
+        label = said["label"] if isinstance(said["label"], str) else f"{said['label']:g}"
+        print(f"Clip {said['clip']} (label {label}) is {found['label']}, says the model: {sure:.0%} sure.")
     print()
     results = [
         ("features", places.features, f"mmfeat info {places.features}"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,15 @@ def show_problems(corpus: Corpus) -> None:
 def show_summary(corpus: Corpus) -> None:
     from mmfeat.corpus import SPLITS
 
+    classes = corpus.class_names or ("negative", "neutral", "positive")
+
     def row(name: str) -> tuple[object, ...]:
         clips = [clip for clip in corpus.usable if clip.split == name]
-        signs = Counter((clip.label > 0) - (clip.label < 0) for clip in clips)
-        unimodal = sum(clip.label_T == clip.label_T for clip in clips)  # NaN where not annotated
-        return name, len(clips), signs[-1], signs[0], signs[1], unimodal
+        counts = Counter(c.classes.get("label") or classes[(c.label > 0) - (c.label < 0) + 1] for c in clips)
+        unimodal = sum("label_T" in clip.classes or not isnan(clip.label_T) for clip in clips)
+        return name, len(clips), *(counts[class_name] for class_name in classes), unimodal
 
-    columns = ("split", "usable clips", "negative", "neutral", "positive", "with unimodal labels")
+    columns = ("split", "usable clips", *classes, "with unimodal labels")
     table(f"{corpus.root}", columns, map(row, SPLITS), numbers=columns[1:])
     refused = len(corpus.clips) - len(corpus.usable)
     notes = sum(not problem.fatal for problem in corpus.problems)

@@ -36,20 +36,26 @@ def run(args: argparse.Namespace) -> Exit:
 
 
 def _show_splits(file: FeatureFile) -> None:
-    from mmfeat.layout import REGRESSION, UNIMODAL, polarity
+    import json
 
+    import numpy as np
+
+    from mmfeat.layout import CLASSES, REGRESSION, UNIMODAL, polarity
+
+    names = json.loads(file.attrs["class_names"])
     rows = []
     for split in file.splits:
-        labels = file.read(split, REGRESSION)
-        count = Counter(polarity(labels).tolist())
-        annotated = [
-            f"{modality} {sum(polarity(file.read(split, key)) >= 0)}"
-            for modality, key in UNIMODAL.items()
-            if (split, key) in file
-        ]
-        rows.append((split, len(labels), count[0], count[1], count[2], ", ".join(annotated)))
-    columns = ("split", "clips", "negative", "neutral", "positive", "unimodal labels")
-    table("Splits", columns, rows, numbers=columns[1:5])
+        labels = file.read(split, "classification_labels")
+        count = Counter(np.where(labels < 0, polarity(file.read(split, REGRESSION)), labels).tolist())
+        annotated = []
+        for modality in UNIMODAL:
+            known = sum(np.isfinite(file.read(split, UNIMODAL[modality])))
+            if (split, CLASSES[modality]) in file:
+                known = sum(file.read(split, CLASSES[modality]) >= 0)
+            annotated.append(f"{modality} {known}")
+        rows.append((split, len(labels), *(count[k] for k in range(len(names))), ", ".join(annotated)))
+    columns = ("split", "clips", *names, "unimodal labels")
+    table("Splits", columns, rows, numbers=columns[1:-1])
     print()
 
 
