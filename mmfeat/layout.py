@@ -23,13 +23,12 @@ SPLITS = ("train", "valid", "test")
 TIMED = ("audio", "vision")
 """Modalities with a row per time step, a mask and times. Text has a row per wordpiece; its mask is in `text_bert`."""
 MODALITIES = ("text", *TIMED)
-MODALITIES = ("text", *TIMED)
 REGRESSION = "regression_labels"
 UNIMODAL = {"text": "regression_labels_T", "audio": "regression_labels_A", "vision": "regression_labels_V"}
 CLASSES = {"text": "classification_labels_T", "audio": "classification_labels_A", "vision": "classification_labels_V"}
 """In files of named classes; elsewhere the sign of the regression label is the class."""
-LABELS = (REGRESSION, *UNIMODAL.values(), "classification_labels")
-LABELS = (REGRESSION, *UNIMODAL.values(), "classification_labels")
+LABELS = (REGRESSION, *UNIMODAL.values(), "classification_labels", *CLASSES.values())
+"""All that a file may have; those of single modalities only where annotated."""
 STRINGS = ("id", "raw_text", "annotations")
 
 _text = h5py.string_dtype("utf-8")
