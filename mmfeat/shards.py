@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from numpy.typing import NDArray
 from mmfeat.corpus import Clip
 from mmfeat.files import atomic
 from mmfeat.layout import canonical_json
+
+_FOLDER = re.compile(r"[a-z]+-[0-9a-f]{16}")
+"""A part and its fingerprint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,20 @@ class Store:
                 f"{path} (clip {clip.id}) was damaged ({error}) and is removed: the same command extracts it again"
             ) from None
         return Shard(head["status"], head["reason"], head["seconds"], content, head["details"])
+
+    def files(self) -> Iterator[Path]:
+        """Everything that lies in the store, results and failures of all times, and what killed writers left."""
+        for folder in sorted(self.workdir.glob("*-*")):
+            if _FOLDER.fullmatch(folder.name):
+                yield from (path for path in folder.rglob("*") if path.is_file())
+
+    def expected(self, clip: Clip, fingerprints: Mapping[str, str]) -> Iterator[Path]:
+        """Where a clip's results and failures lie, whether they are there or not."""
+        source = _source(clip)
+        for part, fingerprint in fingerprints.items():
+            place = self._place(clip, part, fingerprint, source)
+            yield place.with_suffix(".npz")
+            yield place.with_suffix(".failed")
 
     def _place(self, clip: Clip, part: str, fingerprint: str, source: list[Any] | None) -> Path:
         """Where a part's shard lies, without its ending."""

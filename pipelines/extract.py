@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmfeat.registry import MissingBackendError
 from mmfeat.shards import Store
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmfeat.clip import ClipReport
     from mmfeat.corpus import Clip, Corpus
     from mmfeat.recipe import Recipe
+    from pipelines.journal import Journal
     from pipelines.progress import Report
 
 
@@ -132,6 +133,7 @@ def extract_corpus(
     limits: Limits = DEFAULT,
     stop: Stop | None = None,
     report: Report = lambda done, total, note="": None,
+    journal: Journal | None = None,
     task: Callable[[Job], ClipReport] = extract_clip,
 ) -> Extraction:
     """Fill `workdir` with the shards of every usable clip; what is there already is not done again.
@@ -152,20 +154,32 @@ def extract_corpus(
     # More processes than clips would only cost their start.
     with connect(min(workers or default_workers(), run.todo), scheduler, log=workdir / WORKER_LOG) as client:
         for outcome in run_each(client, task, todo, stop=stop):
-            _account(run, outcome, store, fingerprints)
+            said = _account(run, outcome, store, fingerprints)
+            if journal:
+                journal.write("clip", **said)
             report(run.done, run.todo, run.note(time.monotonic() - began))
     run.wall = time.monotonic() - began
     run.interrupted = run.done < run.todo
     return run
 
 
-def _account(run: Extraction, outcome: Outcome[Job, ClipReport], store: Store, fingerprints: dict[str, str]) -> None:
+def _account(
+    run: Extraction, outcome: Outcome[Job, ClipReport], store: Store, fingerprints: dict[str, str]
+) -> dict[str, Any]:
+    """Count a clip that is done; returns what the journal says of it."""
     run.done += 1
-    if outcome.result is not None:
-        run.footage += outcome.result.seconds
-        run.stages.update(outcome.result.timings)
-        run.failed += outcome.result.status == "failed"
-        return
+    if (found := outcome.result) is not None:
+        run.footage += found.seconds
+        run.stages.update(found.timings)
+        run.failed += found.status == "failed"
+        timings = {kind: round(seconds, 4) for kind, seconds in found.timings.items()}
+        return {
+            "id": found.id,
+            "status": found.status,
+            "reason": found.reason,
+            "seconds": round(found.seconds, 3),
+            "timings": timings,
+        }
     if isinstance(outcome.error, (OSError, MissingBackendError)):
         # What a clip's own file does wrong never gets here; this is the store or the worker's installation.
         raise ExtractionError(f"stopped at clip {outcome.item.clip.id}: {outcome.error}") from outcome.error
@@ -173,3 +187,4 @@ def _account(run: Extraction, outcome: Outcome[Job, ClipReport], store: Store, f
     for part in outcome.item.parts:
         store.fail(outcome.item.clip, part, fingerprints[part], reason)
     run.failed += 1
+    return {"id": outcome.item.clip.id, "status": "failed", "reason": reason, "seconds": 0.0, "timings": {}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from mmfeat.shards import Store
 from pipelines.commands.check import show_problems
 from pipelines.exits import Exit, UsageError
 from pipelines.extract import Extraction, extract_corpus
+from pipelines.journal import Journal, who
 from pipelines.limits import DEFAULT, Limits
 from pipelines.progress import duration, progress
 from pipelines.schedule import stop_on_interrupt
@@ -36,6 +38,8 @@ class Options:
     retry_failed: bool = False
     limits: Limits = DEFAULT
     keep_damaged: bool = True
+    log_json: bool = False
+    """Events as JSON lines on standard error, in place of progress."""
 
 
 DEFAULT_OPTIONS = Options()
@@ -60,7 +64,18 @@ def make_features(
         raise UsageError(f"recipe {recipe.name!r} has no `words` section, so nothing can be aligned to words")
     workdir = workdir or default_workdir(out)
     show_problems(corpus)
-    with stop_on_interrupt(_announce) as stop, progress("Extracting") as report:
+    with (
+        Journal(workdir, echo=sys.stderr if options.log_json else None) as journal,
+        stop_on_interrupt(_announce) as stop,
+        nullcontext(_say_nothing) if options.log_json else progress("Extracting") as report,
+    ):
+        journal.write(
+            "start",
+            corpus=str(corpus.root.resolve()),
+            recipe=recipe.model_dump(mode="json"),
+            out=str(out.resolve()),
+            **who(),
+        )
         extraction = extract_corpus(
             corpus,
             recipe,
@@ -71,6 +86,14 @@ def make_features(
             limits=options.limits,
             stop=stop,
             report=report,
+            journal=journal,
+        )
+        journal.write(
+            "end",
+            done=extraction.done,
+            failed=extraction.failed,
+            left=extraction.todo - extraction.done,
+            seconds=round(extraction.wall, 3),
         )
     if stages and extraction.done:
         stages.forget("features")
@@ -83,7 +106,7 @@ def make_features(
 
     def write() -> None:
         began = time.monotonic()
-        with progress("Packing") as report:
+        with nullcontext(_say_nothing) if options.log_json else progress("Packing") as report:
             packed = pack(
                 corpus,
                 recipe,
@@ -121,6 +144,10 @@ def _status(out: Path) -> Exit:
 
     with FeatureFile(out) as file:
         return Exit.SOME_FAILED if any(clip.status == FAILED for clip in file.clips()) else Exit.OK
+
+
+def _say_nothing(done: int, total: int, note: str = "") -> None:
+    """Progress for nobody to see."""
 
 
 def _announce() -> None:

@@ -60,6 +60,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="a clip fails that needs more memory (default: the machine's, shared by the workers)",
     )
+    parser.add_argument(
+        "--log-json",
+        action="store_true",
+        help="one JSON line per clip on standard error instead of progress, as in the work folder's journal.jsonl",
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -75,6 +80,7 @@ def options_of(args: argparse.Namespace) -> Options:
         args.retry_failed,
         Limits(factor=args.time_limit, memory=memory),
         args.on_damage == "keep",
+        args.log_json,
     )
 
 

@@ -1,0 +1,104 @@
+"""What every run on a work folder did: `journal.jsonl`, one JSON object a line, only ever added to.
+
+A run writes `start` (corpus, recipe, where the result goes), one `clip` per clip that it has done, and `end`. A run
+that was killed has no `end`. Results are not read from here: shards alone say what is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """The journal of a work folder, open for writing; a context manager. `echo` gets the same lines."""
+
+    def __init__(self, workdir: Path, echo: TextIO | None = None):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._file = (workdir / NAME).open("a", encoding="utf-8")
+        self._echo = echo
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, event: str, **values: Any) -> None:
+        """Add an event; it is in the file's hands (not yet on disk) when this returns."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3)} | values, ensure_ascii=False)
+        for stream in filter(None, (self._file, self._echo)):
+            print(line, file=stream, flush=True)
+
+
+@dataclass
+class Run:
+    """One run as the journal tells it."""
+
+    start: Mapping[str, Any]
+    clips: list[Mapping[str, Any]] = field(default_factory=list)
+    end: Mapping[str, Any] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives, as far as this machine can know."""
+        if self.end is not None or self.start["host"] != platform.node():
+            return False
+        try:
+            os.kill(int(self.start["pid"]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+    @property
+    def clips_per_second(self) -> float:
+        """Over the clips since the first one, whose time is mostly that of loading models; 0 where unknown."""
+        if len(self.clips) < 2:
+            return 0.0
+        seconds = self.clips[-1]["time"] - self.clips[0]["time"]
+        return (len(self.clips) - 1) / seconds if seconds > 0 else 0.0
+
+
+def who() -> dict[str, Any]:
+    """What tells this process from others."""
+    return {"pid": os.getpid(), "host": platform.node()}
+
+
+def runs(workdir: Path) -> list[Run]:
+    """All runs on a work folder, the oldest first. A line that was cut short by a crash is passed over."""
+    found: list[Run] = []
+    for event in _events(workdir / NAME):
+        match event["event"]:
+            case "start":
+                found.append(Run(event))
+            case "clip" if found:
+                found[-1].clips.append(event)
+            case "end" if found:
+                found[-1].end = event
+    return found
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict) and "event" in event:
+                yield event

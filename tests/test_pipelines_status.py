@@ -1,0 +1,122 @@
+"""What a work folder says of itself, and what may be removed from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmfeat import corpus as corpora
+from mmfeat.recipe import Recipe, load_recipe
+from mmfeat.shards import Shard, Store
+from pipelines.cli import main
+from pipelines.journal import NAME, Journal, runs, who
+from tests.test_pipelines_extract import make_corpus
+
+FINGERPRINTS = {"vision": "0123456789abcdef", "audio": "fedcba9876543210"}
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A work folder in which one clip is done, one failed, one half done, one not begun, and one was refused."""
+    monkeypatch.setattr(Recipe, "fingerprints", lambda self: FINGERPRINTS)
+    corpus = make_corpus(tmp_path / "corpus", "a", "b", "c", "d", "e")
+    (corpus.root / "Raw" / "v" / "0004.mp4").unlink()
+    store, workdir = Store(tmp_path / "work"), tmp_path / "work"
+    done, failed, half, _ = corpora.load(corpus.root).usable
+    for part, fingerprint in FINGERPRINTS.items():
+        store.write(done, part, fingerprint, Shard("ok"))
+        store.fail(failed, part, fingerprint, "the decoder died")
+    store.write(half, "vision", FINGERPRINTS["vision"], Shard("ok"))
+    start(workdir, corpus.root)
+    return workdir
+
+
+def start(workdir: Path, corpus: Path, **more) -> None:
+    with Journal(workdir) as journal:
+        recipe = load_recipe("default").model_dump(mode="json")
+        journal.write("start", **({"corpus": str(corpus), "recipe": recipe, "out": "features.h5"} | who() | more))
+
+
+def status(workdir: Path, capsys: pytest.CaptureFixture[str], code: int = 3) -> dict:
+    assert main(["status", str(workdir), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_status_counts_what_is_there(work, capsys):
+    found = status(work, capsys)
+    assert {k: found[k] for k in ("clips", "refused", "done", "left")} == {
+        "clips": 5,
+        "refused": 1,
+        "done": 1,
+        "left": 2,
+    }
+    assert found["failed"] == {"the decoder died": 1} and found["parts"] == {"vision": 2, "audio": 1}
+    assert found["running"] and found["seconds_left"] is None  # this process lives; no clip has been done yet
+    assert main(["status", str(work)]) == 3
+    shown = capsys.readouterr().out
+    assert "the decoder died" in shown and "--retry-failed" in shown and "running" in shown
+
+
+def test_the_estimate_comes_from_the_clips_of_the_present_run(work, capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 10.5, 11.0])
+    monkeypatch.setattr("pipelines.journal.time.time", lambda: next(clock))
+    start(work, Path(runs(work)[0].start["corpus"]))
+    with Journal(work) as journal:
+        for _ in range(3):
+            journal.write("clip", id="v", status="ok")
+    assert runs(work)[-1].clips_per_second == 2.0
+    assert status(work, capsys)["seconds_left"] == 1.0  # two clips are left
+
+
+def test_a_run_that_was_killed_is_not_running(work, capsys):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    root = Path(runs(work)[0].start["corpus"])
+    start(work, root, pid=child.pid)
+    with (work / NAME).open("a") as file:
+        file.write('{"event": "clip", "ti')  # cut short by the kill
+    assert not status(work, capsys)["running"]
+    start(work, root, pid=os.getpid(), host="elsewhere")
+    assert not runs(work)[-1].is_running and platform.node() != "elsewhere"
+
+
+def test_clean_removes_what_no_corpus_uses(work, capsys):
+    store = Store(work)
+    root = Path(runs(work)[0].start["corpus"])
+    clip = corpora.load(root).usable[0]
+    useless = store.write(clip, "vision", "ffffffffffffffff", Shard("ok"))  # another recipe's
+    half = useless.with_name(".half.0123.npz")
+    half.write_bytes(b"a killed writer left this")
+    (work / "notes-of-mine").mkdir()
+    (work / "notes-of-mine" / "keep.txt").write_text("a stranger's file")
+    before = set(store.files())
+
+    assert main(["clean", str(work)]) == 2, "the run still runs"
+    with Journal(work) as journal:
+        journal.write("end", done=1)
+    capsys.readouterr()
+    assert main(["clean", str(work)]) == 0
+    assert "2 of 7 files" in capsys.readouterr().out and set(store.files()) == before
+    assert main(["clean", str(work), "--yes"]) == 0
+    assert set(store.files()) == before - {useless, half}
+    assert not useless.parent.exists() and (work / "notes-of-mine" / "keep.txt").exists()
+    assert store.missing(clip, FINGERPRINTS) == ()
+
+    other = make_corpus(work.parent / "other", "a")
+    start(work, other.root, pid=0)
+    with Journal(work) as journal:
+        journal.write("end", done=1)
+    assert main(["clean", str(work), "--yes"]) == 0
+    assert set(store.files()) == before - {useless, half}, "two corpora share a work folder: both keep theirs"
+
+
+@pytest.mark.parametrize("command", ["status", "clean"])
+def test_a_folder_without_a_journal_is_no_work_folder(command, tmp_path, capsys):
+    assert main([command, str(tmp_path)]) == 2
+    assert "is no work folder" in capsys.readouterr().err
