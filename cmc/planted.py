@@ -2,6 +2,7 @@
 
 Each modality's features show its own label, and training sees only M, the majority of the three. So it is known which
 unimodal labels a copy of M gets wrong, and whether PLGM finds them. Labels are written beside the file, not into it.
+Three classes are polarity, with numbers for labels; any other number of classes is named.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cmc.config import LETTERS, UsageError
+from cmc.data import POLARITIES
 from mmfeat.layout import (
+    CLASSES,
     REGRESSION,
     UNIMODAL,
     ClipStatus,
     create_split,
+    create_unimodal_classes,
     write_clips,
     write_head,
     write_train_stats,
@@ -28,7 +33,8 @@ from mmfeat.layout import (
 )
 
 VALUES = np.array([-0.8, 0.0, 0.8], np.float32)
-"""Regression label of each class."""
+"""Regression label of each polarity."""
+NAMES = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise", "trust")
 COLUMNS = {"text": 16, "audio": 8, "vision": 10}
 STEPS = {"text": 12, "audio": 24, "vision": 16}
 """Longest clip, in steps."""
@@ -50,6 +56,15 @@ class Plan:
     annotated: bool = False
     """Write the unimodal labels into the file as well, for CMC-GT."""
     seed: int = 0
+    classes: int = 3
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= len(NAMES):
+            raise UsageError(f"{self.classes} classes cannot be planted: 2 to {len(NAMES)}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return POLARITIES if self.classes == len(POLARITIES) else NAMES[: self.classes]
 
 
 def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str, dict[str, NDArray[np.int64]]]:
@@ -64,7 +79,7 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
     Returns: split → `M`, `T`, `A`, `V` → classes (N,).
     """
     rng = np.random.default_rng(plan.seed)
-    means = {m: _means(rng, columns, plan.signal) for m, columns in COLUMNS.items()}
+    means = {m: _means(rng, columns, plan.classes, plan.signal) for m, columns in COLUMNS.items()}
     encode = _Encoder(text_encoder) if text_encoder else None
     columns = COLUMNS | ({"text": encode.columns} if encode else {})
     truth, statuses = {}, []
@@ -75,22 +90,19 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
             language="en",
             recipe={"name": "planted", "text": encode.section if encode else {"extractor": "planted"}},
             fingerprints=dict.fromkeys(("text", "audio", "vision"), "planted"),
-            class_names=("negative", "neutral", "positive"),
+            class_names=plan.class_names,
             names={m: [f"{m}_{k}" for k in range(columns[m])] for m in ("audio", "vision")},
             versions={},
             created="",
         )
         for split, clips in plan.clips.items():
-            labels = truth[split] = _labels(rng, clips, plan.conflict)
+            labels = truth[split] = _labels(rng, clips, plan)
             group = create_split(file, split, clips, {m: (STEPS[m], columns[m]) for m in COLUMNS})
             ids = [f"{split}$_${row:04d}" for row in range(clips)]
             group["id"][:] = ids
             group["raw_text"][:] = [""] * clips
             group["annotations"][:] = ["" for _ in ids]
-            group[REGRESSION][:] = VALUES[labels["M"]]
-            if plan.annotated:
-                for key, letter in zip(UNIMODAL.values(), "TAV", strict=True):
-                    group[key][:] = VALUES[labels[letter]]
+            _write_labels(group, labels, plan)
             for modality in ("audio", "vision"):
                 gone = rng.random(clips) < plan.missing
                 values, mask = _series(rng, means[modality], labels[modality[0].upper()], STEPS[modality], gone)
@@ -98,30 +110,43 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
                 group[f"{modality}_lengths"][:] = mask.sum(1)
                 if split == "train":
                     write_train_stats(file, modality, values[mask].mean(0), values[mask].std(0))
-            tokens = _tokens(rng, labels["T"], STEPS["text"])
+            tokens = _tokens(rng, labels["T"], STEPS["text"], plan.classes)
             text = encode(tokens) if encode else _text(rng, means["text"], labels["T"], tokens)
             group["text"][:], group["text_bert"][:] = text, tokens
             group["text_lengths"][:] = tokens[:, 1].sum(1)
             write_words(group, [])
             statuses += [ClipStatus(id, split, "ok") for id in ids]
         write_clips(file, statuses)
-    _write_truth(path.with_name(f"{path.stem}_truth.csv"), truth)
+    _write_truth(path.with_name(f"{path.stem}_truth.csv"), truth, plan)
     return truth
 
 
-def _labels(rng: np.random.Generator, clips: int, conflict: float) -> dict[str, NDArray[np.int64]]:
-    """M is drawn; where the clip is in conflict, one modality shows one of the two other classes."""
-    M = rng.integers(0, 3, clips)
+def _labels(rng: np.random.Generator, clips: int, plan: Plan) -> dict[str, NDArray[np.int64]]:
+    """M is drawn; where the clip is in conflict, one modality shows one of the other classes."""
+    M = rng.integers(0, plan.classes, clips)
     unimodal = np.repeat(M[:, None], 3, 1)
-    rows = np.flatnonzero(rng.random(clips) < conflict)
+    rows = np.flatnonzero(rng.random(clips) < plan.conflict)
     which = rng.integers(0, 3, len(rows))
-    unimodal[rows, which] = (M[rows] + rng.integers(1, 3, len(rows))) % 3
+    unimodal[rows, which] = (M[rows] + rng.integers(1, plan.classes, len(rows))) % plan.classes
     return {"M": M, "T": unimodal[:, 0], "A": unimodal[:, 1], "V": unimodal[:, 2]}
 
 
-def _means(rng: np.random.Generator, columns: int, signal: float) -> NDArray[np.float64]:
-    """Three class means, `signal` apart, shape (3, D)."""
-    basis, _ = np.linalg.qr(rng.standard_normal((columns, 3)))
+def _write_labels(group: h5py.Group, labels: Mapping[str, NDArray[np.int64]], plan: Plan) -> None:
+    group["classification_labels"][:] = labels["M"]
+    named = plan.class_names != POLARITIES
+    if named:
+        create_unimodal_classes(group)
+    else:
+        group[REGRESSION][:] = VALUES[labels["M"]]
+    if plan.annotated:
+        for modality, key in (CLASSES if named else UNIMODAL).items():
+            own = labels[LETTERS[modality]]
+            group[key][:] = own if named else VALUES[own]
+
+
+def _means(rng: np.random.Generator, columns: int, classes: int, signal: float) -> NDArray[np.float64]:
+    """The classes' means, `signal` apart, shape (K, D)."""
+    basis, _ = np.linalg.qr(rng.standard_normal((columns, classes)))
     return basis.T * signal / np.sqrt(2)
 
 
@@ -142,14 +167,14 @@ def _series(
     return np.where(mask[:, :, None], values * scale + offset, 0).astype(np.float32), mask
 
 
-def _tokens(rng: np.random.Generator, labels: NDArray[np.int64], steps: int) -> NDArray[np.int32]:
+def _tokens(rng: np.random.Generator, labels: NDArray[np.int64], steps: int, classes: int) -> NDArray[np.int32]:
     """text_bert (N, 3, L): words of the label's class among words of any."""
     tokens = np.zeros((len(labels), 3, steps), np.int32)
     for row, label in enumerate(labels):
         words = rng.integers(4, steps - 1)
         own = rng.random(words) < 0.6
-        classes = np.where(own, label, rng.integers(0, 3, words))
-        ids = _FIRST_WORD + _WORDS * classes + rng.integers(0, _WORDS, words)
+        shown = np.where(own, label, rng.integers(0, classes, words))
+        ids = _FIRST_WORD + _WORDS * shown + rng.integers(0, _WORDS, words)
         tokens[row, 0, : words + 2] = [_CLS, *ids, _SEP]
         tokens[row, 1, : words + 2] = 1
     return tokens
@@ -182,10 +207,12 @@ class _Encoder:
         return np.where(tokens[:, 1, :, None] > 0, hidden, 0)
 
 
-def _write_truth(path: Path, truth: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> None:
+def _write_truth(path: Path, truth: Mapping[str, Mapping[str, NDArray[np.int64]]], plan: Plan) -> None:
+    names = plan.class_names
+    written = [f"{value:g}" for value in VALUES] if names == POLARITIES else names
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["video_id", "clip_id", "label_T", "label_A", "label_V"])
         for split, labels in truth.items():
             for row in range(len(labels["M"])):
-                rows.writerow([split, f"{row:04d}", *(f"{VALUES[labels[key][row]]:g}" for key in "TAV")])
+                rows.writerow([split, f"{row:04d}", *(written[labels[key][row]] for key in "TAV")])

@@ -12,6 +12,7 @@ Write a feature file whose true unimodal labels are known, and conflict with the
 The labels go into FILE_truth.csv beside it."""
 EXAMPLES = (
     "cmc plant planted.h5",
+    "cmc plant seven.h5 --classes 7 --clips 700 210 350",
     "cmc ablate planted.h5 -o ablation --truth planted_truth.csv --text freeze --layers 1",
 )
 
@@ -19,11 +20,15 @@ EXAMPLES = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="FILE", help="feature file to write (.h5)")
     parser.add_argument("--clips", type=positive, nargs=3, default=(150, 60, 200), metavar=("TRAIN", "VALID", "TEST"))
+    parser.add_argument(
+        "--classes", type=int, default=3, metavar="K", help="3 (default): polarity; 2 or 4 to 8: named emotions"
+    )
     parser.add_argument("--conflict", type=float, default=0.6, metavar="SHARE", help="of clips with one odd modality")
     parser.add_argument("--signal", type=float, default=3.0, help="distance of classes, in a clip's own scatter")
     parser.add_argument(
         "--missing", type=float, default=0.0, metavar="SHARE", help="of clips without sound; of those without face"
     )
+    parser.add_argument("--annotated", action="store_true", help="write the unimodal labels into FILE too, for CMC-GT")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -31,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from cmc.planted import Plan, plant
 
     splits = dict(zip(("train", "valid", "test"), args.clips, strict=True))
-    plant(args.out, Plan(splits, args.conflict, args.signal, args.missing, seed=args.seed))
+    plan = Plan(splits, args.conflict, args.signal, args.missing, args.annotated, args.seed, args.classes)
+    plant(args.out, plan)
     print(f"{args.out}, true labels in {args.out.with_name(f'{args.out.stem}_truth.csv')}")
     return OK
