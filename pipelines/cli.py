@@ -9,10 +9,24 @@ from collections.abc import Sequence
 
 from mmfeat import __version__
 from pipelines import exits
-from pipelines.commands import align, check, clean, clip, demo, doctor, extract, info, models, recipe, run, status
+from pipelines.commands import (
+    align,
+    check,
+    clean,
+    clip,
+    demo,
+    doctor,
+    extract,
+    info,
+    merge,
+    models,
+    recipe,
+    run,
+    status,
+)
 from pipelines.exits import Exit
 
-COMMANDS = (run, check, extract, status, info, clip, align, recipe, clean, models, doctor, demo)
+COMMANDS = (run, check, extract, status, info, merge, clip, align, recipe, clean, models, doctor, demo)
 
 _DESCRIPTION = """\
 From raw footage to multimodal features and a trained CMC model.

@@ -27,6 +27,7 @@ _EXPECTED = {
     "mmfeat.demo.corpus.DemoError": Exit.USAGE,
     "mmfeat.layout.LayoutError": Exit.USAGE,
     "mmfeat.media.MediaError": Exit.NOTHING_USABLE,
+    "mmfeat.merge.MergeError": Exit.USAGE,
     "mmfeat.models.ModelError": Exit.USAGE,
     "mmfeat.pack.NothingUsableError": Exit.NOTHING_USABLE,
     "mmfeat.recipe.RecipeError": Exit.USAGE,
