@@ -132,10 +132,10 @@ def _labels(rng: np.random.Generator, clips: int, plan: Plan) -> dict[str, NDArr
 
 
 def _write_labels(group: h5py.Group, labels: Mapping[str, NDArray[np.int64]], plan: Plan) -> None:
-    group["classification_labels"][:] = labels["M"]
     named = plan.class_names != POLARITIES
     if named:
         create_unimodal_classes(group)
+        group["classification_labels"][:] = labels["M"]
     else:
         group[REGRESSION][:] = VALUES[labels["M"]]
     if plan.annotated:
