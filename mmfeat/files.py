@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,3 +30,14 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # or it would hide what went wrong
             temporary.unlink(missing_ok=True)
+
+
+def user_cache() -> Path:
+    """The folder of what can be made again: `mmfeat` in the user's cache folder, as the platform has it."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "mmfeat"

@@ -150,6 +150,10 @@ class FeatureFile:
         dataset = self.dataset(split, key)
         return dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
 
+    def meta(self, path: str) -> Any:
+        """The HDF5 group or dataset at a path of the file, None where there is none."""
+        return self._file.get(path)
+
     def _group(self, split: str) -> h5py.Group:
         if split not in self._file:
             raise LayoutError(f"{self.path}: no split {split!r}; there are: {', '.join(self.splits)}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from mmfeat.extractors import MissingBackendError
+from mmfeat.files import user_cache
 
 Report = Callable[[str, str], None]
 """Called with a model's name and what happens to it: `present`, `downloading …`, `pulled`."""
@@ -163,13 +164,7 @@ def cache() -> Path:
     """The folder of pulled models: `$MMFEAT_MODELS`, or `mmfeat/models` in the user's cache folder."""
     if chosen := os.environ.get("MMFEAT_MODELS"):
         return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "mmfeat" / "models"
+    return user_cache() / "models"
 
 
 def info(name: str) -> ModelInfo:

@@ -14,6 +14,7 @@ from pipelines.commands import (
     check,
     clean,
     clip,
+    convert,
     demo,
     doctor,
     extract,
@@ -26,7 +27,7 @@ from pipelines.commands import (
 )
 from pipelines.exits import Exit
 
-COMMANDS = (run, check, extract, status, info, merge, clip, align, recipe, clean, models, doctor, demo)
+COMMANDS = (run, check, extract, status, info, convert, merge, clip, align, recipe, clean, models, doctor, demo)
 
 _DESCRIPTION = """\
 From raw footage to multimodal features and a trained CMC model.

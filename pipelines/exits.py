@@ -28,6 +28,7 @@ _EXPECTED = {
     "mmfeat.layout.LayoutError": Exit.USAGE,
     "mmfeat.media.MediaError": Exit.NOTHING_USABLE,
     "mmfeat.merge.MergeError": Exit.USAGE,
+    "mmfeat.mmsa.MMSAError": Exit.USAGE,
     "mmfeat.models.ModelError": Exit.USAGE,
     "mmfeat.pack.NothingUsableError": Exit.NOTHING_USABLE,
     "mmfeat.recipe.RecipeError": Exit.USAGE,

@@ -1,0 +1,127 @@
+"""Feature file → the pickle that MMSA loads, and the part of MMSA's configuration that describes it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmfeat import layout
+from mmfeat.files import atomic
+from mmfeat.layout import FeatureFile
+from mmfeat.mmsa import MMSAError
+from mmfeat.mmsa.original import came_from_pickle, restore
+
+DIALECTS = {"sims": "sims", "simsv2": "sims", "mosi": "mosi", "mosei": "mosei"}
+"""Dialect → data set as which MMSA 2.2.1 loads it. It reads unimodal labels for `sims` only, and knows no SIMS v2."""
+
+
+def export(path: Path, out: Path, dialect: str = "") -> Path | None:
+    """Write a feature file's pickle, and MMSA's configuration for it beside it, as `<name>.mmsa.json`.
+
+    Args:
+        path: feature file.
+        out: pickle to write.
+        dialect: one of DIALECTS. Without one, a file that was made of a pickle gives that pickle again, bit for bit,
+            and any other is written as `sims` where every clip has unimodal labels, else as `mosi`.
+
+    Returns: the configuration; None for a restored pickle of which MMSA could not load all three splits.
+    Raises MMSAError where a split, or labels that the dialect needs, are missing, naming what to use instead.
+    """
+    with FeatureFile(path) as file:
+        if came_from_pickle(file) and not dialect:
+            data: dict[Any, Any] = restore(file)
+            settings = config(file, _suited(file), out) if not _lacking(file) else None
+        else:
+            if lacking := _lacking(file):
+                raise MMSAError(f"{path} has no clips in split {lacking[0]!r}; MMSA loads train, valid and test")
+            dialect = dialect or _suited(file)
+            data, settings = dialect_data(file, dialect), config(file, dialect, out)
+    with atomic(out) as temporary, temporary.open("wb") as pickled:
+        _Pickler(pickled, protocol=4).dump(data)
+    if settings is None:
+        return None
+    beside = out.with_suffix(".mmsa.json")
+    with atomic(beside) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return beside
+
+
+class _Pickler(pickle.Pickler):
+    """numpy 2 pickles arrays by a name that numpy before 1.26 does not have; these can be read by any."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is np.ndarray and obj.dtype.kind in "biufc":
+            order: Literal["F", "C"] = "F" if obj.flags.fnc else "C"
+            return np.ndarray, (obj.shape, obj.dtype, bytearray(obj.tobytes(order)), 0, None, order)
+        return NotImplemented
+
+
+def dialect_data(file: FeatureFile, dialect: str) -> dict[str, dict[str, Any]]:
+    """Split → key → array or list as MMSA loads it."""
+    if unlabelled := _count(file, layout.REGRESSION):
+        raise MMSAError(
+            f"{file.path}: {unlabelled} of {len(file)} clips have no regression label, which is what MMSA trains on"
+        )
+    unimodal = DIALECTS[dialect] == "sims"
+    if unimodal and (unannotated := _count(file, *layout.UNIMODAL.values())):
+        raise MMSAError(
+            f"{file.path}: dialect {dialect!r} needs a label for text, audio and vision, and {unannotated} of "
+            f"{len(file)} clips lack one: use --dialect mosi or --dialect mosei"
+        )
+    return {split: _split(file, split, unimodal) for split in file.splits}
+
+
+def _split(file: FeatureFile, split: str, unimodal: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {key: file.read(split, key).tolist() for key in layout.STRINGS}
+    data |= {modality: file.read(split, modality) for modality in layout.MODALITIES}
+    tokens = file.read(split, "text_bert")
+    if tokens[:, 0].any():  # else no token ids are known
+        data["text_bert"] = tokens.astype(np.float32)  # as in MMSA's own files, which not every reader casts
+    for modality in layout.TIMED:
+        # At least 1: MMSA packs sequences, and packing refuses an empty one. The first row is zero then.
+        data[f"{modality}_lengths"] = np.maximum(file.read(split, f"{modality}_lengths"), 1).tolist()
+    for key in (layout.REGRESSION, *(layout.UNIMODAL.values() if unimodal else ()), "classification_labels"):
+        data[key] = file.read(split, key)
+    return data
+
+
+def config(file: FeatureFile, dialect: str, out: Path) -> dict[str, Any]:
+    """What `MMSA_run(model, dataset_name, config=…)` must be told of the file; it overrides MMSA's own settings."""
+    shapes = [file.dataset("train", modality).shape for modality in layout.MODALITIES]
+    settings = {
+        "dataset_name": DIALECTS[dialect],
+        "featurePath": str(out.resolve()),
+        "need_data_aligned": file.aligned,
+        "seq_lens": [steps for _, steps, _ in shapes],
+        "feature_dims": [columns for _, _, columns in shapes],
+        "train_samples": shapes[0][0],  # sizes the label memory of Self-MM; MMSA does not take it from the arrays
+        "num_classes": len(json.loads(file.attrs["class_names"])),
+        "language": {"zh": "cn"}.get(file.attrs["language"], file.attrs["language"]),
+    }
+    if model := (file.recipe.get("text") or {}).get("model"):
+        settings["pretrained"] = model  # whose token ids text_bert holds; MMSA's own would be its data set's
+    return settings
+
+
+def _lacking(file: FeatureFile) -> list[str]:
+    return [split for split in layout.SPLITS if split not in file.splits or not len(file.dataset(split, "id"))]
+
+
+def _suited(file: FeatureFile) -> str:
+    return "mosi" if _count(file, *layout.UNIMODAL.values()) else "sims"
+
+
+def _count(file: FeatureFile, *keys: str) -> int:
+    """How many clips lack at least one of these labels."""
+
+    def lacks(split: str, key: str) -> NDArray[np.bool_]:
+        if (split, key) not in file:
+            return np.ones(len(file.dataset(split, "id")), bool)
+        return np.isnan(file.read(split, key))
+
+    return sum(int(np.any([lacks(split, key) for key in keys], axis=0).sum()) for split in file.splits)
