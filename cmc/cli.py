@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cmc.commands import ablate, evaluate, exits, plant, predict, train
+from cmc.commands import ablate, evaluate, exits, plant, predict, train, tune
+from cmc.commands.features import accept_pickle
 from cmc.commands.flags import add_config_flags
 
-COMMANDS = (train, evaluate, predict, ablate, plant)
+COMMANDS = (train, evaluate, predict, tune, ablate, plant)
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser(arguments).parse_args(arguments)
     try:
+        accept_pickle(args)
         return int(args.run(args))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+_PREFIX = "config_"
 
 
 def positive(text: str) -> int:
@@ -35,6 +38,7 @@ def add_config_flags(command: argparse.ArgumentParser) -> None:
     from cmc.config import Config
 
     group = command.add_argument_group("config", "Defaults are those of calibrated mode.")
+    group.add_argument("--config", type=Path, metavar="FILE", help="settings from a JSON or YAML file; flags go before")
     defaults = Config().model_dump()
     for name, field in Config.model_fields.items():
         default, kind = defaults[name], field.annotation
@@ -52,12 +56,32 @@ def add_config_flags(command: argparse.ArgumentParser) -> None:
                 options |= {"nargs": len(members), "type": members[0], "metavar": ("T", "A", "V")}
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper() if kind else None}
-        group.add_argument(f"--{name.replace('_', '-')}", dest=f"config_{name}", **options)
+        group.add_argument(f"--{name.replace('_', '-')}", dest=f"{_PREFIX}{name}", **options)
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The config's settings that the call names: those of its flags, and of the file that --config names."""
+    flags = {name.removeprefix(_PREFIX): value for name, value in vars(args).items() if name.startswith(_PREFIX)}
+    return (_read(args.config) if args.config else {}) | flags
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    from cmc.config import Config, UsageError
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is neither JSON nor YAML: {error}") from None
+    if not isinstance(settings, dict) or not settings:
+        raise UsageError(f"{path} holds no settings, such as `layers: 2`")
+    if unknown := [str(name) for name in settings if name not in Config.model_fields]:
+        raise UsageError(f"{path}: no setting {', '.join(unknown)}; there are: {', '.join(Config.model_fields)}")
+    return settings
 
 
 def config_of(args: argparse.Namespace, **more: Any) -> Any:
     from cmc.config import Config
 
-    prefix = "config_"
-    given = {name.removeprefix(prefix): value for name, value in vars(args).items() if name.startswith(prefix)}
-    return Config(**(given | more))
+    return Config(**(given_settings(args) | more))
