@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cmc import run as runs
 from cmc.config import LETTERS, MODALITIES, Config, UsageError
-from cmc.data import Batch, Split, load
+from cmc.data import Batch, Split, Task, load
 from cmc.evaluate import figures, predict_split, read_truth
 from cmc.finetune import finetune
 from cmc.fusion import Fused
@@ -113,7 +113,8 @@ def _stored(path: Path, config: Config) -> dict[str, Any] | None:
 def _one(name: str, features: Path, config: Config, truth: Path | None, report: Report) -> dict[str, Any] | None:
     """Train and evaluate a variant; None where the labels that it needs are not there."""
     material = open_material(features, config)
-    material = replace(material, train=_annotated(material.train, truth), valid=_annotated(material.valid, truth))
+    train, valid = (_annotated(split, truth, material.task) for split in (material.train, material.valid))
+    material = replace(material, train=train, valid=valid)
     if config.labels == "annotated" and not (material.train.label("T") >= 0).any():
         return None
     seed_everything(config.seed)
@@ -126,7 +127,7 @@ def _one(name: str, features: Path, config: Config, truth: Path | None, report: 
         model, record = fitted.model, fitted.record
         recovered = _recovered(material.train, fitted.states["train"]) if config.labels == "pseudo" else {}
     with FeatureFile(features) as file:
-        test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth)
+        test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth, material.task)
         if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
             test = cache(test, load_encoder(encoder_name(file.recipe), frozen=True))
     unimodal = {key: test.label(key).numpy() for key in "TAV"}
@@ -134,10 +135,10 @@ def _one(name: str, features: Path, config: Config, truth: Path | None, report: 
     return {"recovered": recovered, "clips": result["clips"], "cmc": result["cmc"], "majority": result["majority"]}
 
 
-def _annotated(split: Split, truth: Path | None) -> Split:
+def _annotated(split: Split, truth: Path | None, task: Task) -> Split:
     if truth is None:
         return split
-    labels = {key: torch.from_numpy(values) for key, values in read_truth(truth, split.ids).items()}
+    labels = {key: torch.from_numpy(values) for key, values in read_truth(truth, split.ids, task).items()}
     return replace(split, labels={"M": split.label("M")} | labels)
 
 

@@ -14,23 +14,31 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cmc import run as runs
-from cmc.config import LETTERS
-from cmc.data import DataError, Split, Task, load, task_of
+from cmc.calibration import expected_values, negative_log_likelihood, probabilities
+from cmc.config import LETTERS, MODALITIES, UsageError
+from cmc.data import DataError, Split, Task, load, values_of
 from cmc.fusion import Fused
 from cmc.metrics import (
     DEFINITIONS,
     NON0,
+    VALUE,
     accuracy,
     calibration_error,
     class_metrics,
     confusion,
     consistency,
     majority,
+    per_class,
+    regression_metrics,
+    reliability,
 )
-from cmc.report import draw_confusion
+from cmc.pictures import draw
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from mmfeat.files import atomic
-from mmfeat.layout import FeatureFile, polarity
+from mmfeat.layout import REGRESSION, FeatureFile, polarity
+
+ROUTER_BINS = 20
+"""Of router weights, over 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +67,7 @@ def predict_split(model: nn.Module, split: Split, batch_size: int = 64) -> Predi
 def evaluate(
     folder: Path, features: Path, split: str = "test", truth: Path | None = None, drop: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Figures of a run on a split of a feature file, as plain values; also written to `metrics.json` in the folder.
+    """Figures of a run on a split of a feature file, as plain values; `write` puts them into the run's folder.
 
     Args:
         folder: of the run.
@@ -68,15 +76,18 @@ def evaluate(
         truth: csv with `video_id, clip_id, label_T, label_A, label_V`, where the file has no unimodal labels.
         drop: modalities to hide from the model.
 
-    Raises RunError where the file's recipe differs from the run's, or where the run has seen clips of its test split;
-    DataError where there is nothing to evaluate.
+    Raises RunError where the file's recipe or labels differ from the run's, or where the run has seen clips of its
+    test split; UsageError where no modality is left; DataError where there is nothing to evaluate.
     """
     record = runs.read(folder)
+    drop = _dropped(record, drop)
     model = runs.load_model(folder, record)
     with FeatureFile(features) as file:
         check_same_features(record, file.fingerprints, file.aligned)
         config = record.config
-        data = load(file, split, _same_task(file, record.task), config.calibrated, config.steps)
+        _check_same_labels(record.task, file, split)
+        data = load(file, split, record.task, config.calibrated, config.steps)
+        values = values_of(file, split, data.ids) if record.task.is_polarity else None
         if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
             data = cache(data, load_encoder(encoder_name(file.recipe), frozen=True))
     if split == "test":
@@ -84,33 +95,35 @@ def evaluate(
     for modality in drop:
         data = data.without(modality)
     predictions = predict_split(model, data)
-    unimodal = read_truth(truth, data.ids) if truth else {key: data.label(key).numpy() for key in "TAV"}
-    return figures(record, data.label("M").numpy(), unimodal, predictions) | {
+    unimodal = read_truth(truth, data.ids, record.task) if truth else {key: data.label(key).numpy() for key in "TAV"}
+    return figures(record, data.label("M").numpy(), unimodal, predictions, values) | {
         "features": str(features),
         "split": split,
         "dropped": list(drop),
     }
 
 
-def write(folder: Path, result: dict[str, Any]) -> tuple[Path, Path]:
-    """Put figures, and their confusion matrix as a picture, into a run folder; returns the two files.
+def write(folder: Path, result: dict[str, Any]) -> list[Path]:
+    """Put figures, and their pictures, into a run folder; returns the files.
 
     Figures of another split, or with a modality dropped, do not replace those of the test split.
     """
     kind = [] if result["split"] == "test" else [result["split"]]
     suffix = "".join(f"_{part}" for part in [*kind, *(f"without_{modality}" for modality in result["dropped"])])
-    metrics, confusion = folder / f"metrics{suffix}.json", folder / f"confusion{suffix}.png"
+    metrics = folder / f"metrics{suffix}.json"
     with atomic(metrics) as path:
         path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    with atomic(confusion) as path:
-        draw_confusion(result, path)
-    return metrics, confusion
+    return [metrics, *draw(result, folder, suffix)]
 
 
 def figures(
-    record: runs.Record, truth: NDArray[np.int64], unimodal: dict[str, NDArray[np.int64]], predictions: Predictions
+    record: runs.Record,
+    truth: NDArray[np.int64],
+    unimodal: dict[str, NDArray[np.int64]],
+    predictions: Predictions,
+    values: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
-    """Everything that `cmc evaluate` reports, for clips with classes `truth` (N,)."""
+    """Everything that `cmc evaluate` reports, for clips with classes `truth` (N,) and, of polarity, labels `values`."""
     task, question = record.task, record.config.polarity if record.task.is_polarity else None
     counts = np.array(record.majority)
     train = np.repeat(np.arange(task.classes), counts)
@@ -118,29 +131,97 @@ def figures(
     consistent, conflicting = consistency(unimodal)
     if consistent.any() or conflicting.any():
         groups |= {"consistent": consistent, "conflicting": conflicting}
+    matrix = confusion(truth, predictions.logits.argmax(1), task.classes)
     result: dict[str, Any] = {
         "clips": {name: int(rows.sum()) for name, rows in groups.items()},
         "cmc": {name: class_metrics(truth[rows], predictions.logits[rows], question) for name, rows in groups.items()},
         "majority": {name: majority(truth[rows], train, task.classes) for name, rows in groups.items()},
-        "experts": {},
-        "router": {m: float(predictions.gates[:, k].mean()) for k, m in enumerate(predictions.experts)},
-        "confusion": confusion(truth, predictions.logits.argmax(1), task.classes).tolist(),
         "class_names": list(task.class_names),
-        "ece": calibration_error(truth, _softmax(predictions.logits)),
+        "class_clips": {"train": counts.tolist(), "split": matrix.sum(1).tolist()},
+        "per_class": dict(zip(task.class_names, per_class(matrix), strict=True)),
+        "confusion": matrix.tolist(),
+        "experts": _experts(truth, unimodal, predictions),
         "definitions": [DEFINITIONS[question], NON0] if question else [],
     }
-    for k, (m, logits) in enumerate(predictions.experts.items()):
-        there, own = predictions.present[:, k], unimodal[LETTERS[m]]
-        known = there & (own >= 0)
-        result["experts"][m] = {
-            "clips": int(there.sum()),
-            "accuracy_clip_label": accuracy(truth[there], logits[there].argmax(1)),
-            "accuracy_own_label": accuracy(own[known], logits[known].argmax(1)) if known.any() else None,
+    result |= _routing(task, truth, groups, predictions) | _calibration(record, truth, predictions.logits)
+    if values is not None and record.calibration.class_values is not None:
+        result["regression"] = _regression(record, groups, predictions.logits, values)
+        result["definitions"].append(VALUE)
+    if record.relabelled:
+        result["pseudo_labels"] = record.relabelled
+        result["relabelled"] = {
+            m: 1 - float(np.trace(moved) / max(np.sum(moved), 1)) for m, moved in record.relabelled.items()
         }
     return result
 
 
-def read_truth(path: Path, ids: tuple[str, ...]) -> dict[str, NDArray[np.int64]]:
+def _experts(
+    truth: NDArray[np.int64], unimodal: dict[str, NDArray[np.int64]], predictions: Predictions
+) -> dict[str, dict[str, float | None]]:
+    """Accuracy of each expert on the clips that have its modality."""
+    experts: dict[str, dict[str, float | None]] = {}
+    for k, (m, logits) in enumerate(predictions.experts.items()):
+        there, own = predictions.present[:, k], unimodal[LETTERS[m]]
+        known = there & (own >= 0)
+        experts[m] = {
+            "clips": int(there.sum()),
+            "accuracy_clip_label": accuracy(truth[there], logits[there].argmax(1)) if there.any() else None,
+            "accuracy_own_label": accuracy(own[known], logits[known].argmax(1)) if known.any() else None,
+        }
+    return experts
+
+
+def _routing(
+    task: Task, truth: NDArray[np.int64], groups: dict[str, NDArray[np.bool_]], predictions: Predictions
+) -> dict[str, Any]:
+    """Mean router weight per modality over all clips, and how weights spread per group and true class over those that
+    have the modality."""
+    groups = groups | {name: truth == k for k, name in enumerate(task.class_names)}
+    spread: dict[str, dict[str, list[int]]] = {}
+    for name, rows in groups.items():
+        if rows.any():
+            there = {m: rows & predictions.present[:, k] for k, m in enumerate(predictions.experts)}
+            spread[name] = {
+                m: np.histogram(predictions.gates[there[m], k], ROUTER_BINS, (0, 1))[0].tolist()
+                for k, m in enumerate(predictions.experts)
+            }
+    means = {m: float(predictions.gates[:, k].mean()) for k, m in enumerate(predictions.experts)}
+    return {"router": means, "router_histogram": spread}
+
+
+def _calibration(record: runs.Record, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> dict[str, Any]:
+    """ECE and NLL, and the bins of the reliability diagram, before and after temperature scaling."""
+    result: dict[str, Any] = {"temperature": record.calibration.temperature}
+    bins: dict[str, list[list[float]]] = {}
+    for name, temperature in (("before", 1.0), ("after", record.calibration.temperature)):
+        found = reliability(truth, probabilities(logits, temperature))
+        bins[name] = found.tolist()
+        result[name] = {
+            "ece": calibration_error(found),
+            "nll": negative_log_likelihood(truth, logits, temperature),
+        }
+    return {"calibration": result, "calibration_note": record.calibration.note, "reliability": bins}
+
+
+def _regression(
+    record: runs.Record,
+    groups: dict[str, NDArray[np.bool_]],
+    logits: NDArray[np.float32],
+    values: NDArray[np.float32],
+) -> dict[str, dict[str, float | None]]:
+    """Per group: MAE and r of the predicted labels, and MAE of always answering the training clips' mean."""
+    calibration = record.calibration
+    assert calibration.class_values is not None and calibration.mean_value is not None
+    predicted = expected_values(probabilities(logits, calibration.temperature), calibration.class_values)
+    baseline = np.full(len(values), calibration.mean_value)
+    return {
+        name: regression_metrics(values[rows], predicted[rows])
+        | {"baseline_mae": regression_metrics(values[rows], baseline[rows])["mae"]}
+        for name, rows in groups.items()
+    }
+
+
+def read_truth(path: Path, ids: tuple[str, ...], task: Task) -> dict[str, NDArray[np.int64]]:
     """`T`, `A`, `V` → classes (N,) from a csv, in the order of `ids`. Raises DataError naming what is missing."""
     if not path.is_file():
         raise DataError(f"no file with unimodal labels at {path}")
@@ -150,13 +231,28 @@ def read_truth(path: Path, ids: tuple[str, ...]) -> dict[str, NDArray[np.int64]]
         if missing := {"video_id", "clip_id", *columns} - set(reader.fieldnames or ()):
             raise DataError(f"{path} lacks the columns {', '.join(sorted(missing))}")
         try:
-            rows = {f"{r['video_id']}$_${r['clip_id']}": [float(r[c] or "nan") for c in columns] for r in reader}
+            rows = {f"{r['video_id']}$_${r['clip_id']}": [_class(r[c] or "", task) for c in columns] for r in reader}
         except ValueError as error:
-            raise DataError(f"{path}: a label is not a number: {error}") from None
+            raise DataError(f"{path}: {error}") from None
     if absent := [id for id in ids if id not in rows]:
         raise DataError(f"{path} lacks {len(absent)} of {len(ids)} clips, {absent[0]} among them")
-    values = np.array([rows[id] for id in ids])
-    return {letter: polarity(values[:, k]) for k, letter in enumerate("TAV")}
+    classes = np.array([rows[id] for id in ids], np.int64)
+    return {letter: classes[:, k] for k, letter in enumerate("TAV")}
+
+
+def _class(written: str, task: Task) -> int:
+    """The class of a label in a csv, −1 of an empty one. Raises ValueError."""
+    written = written.strip()
+    if not written:
+        return -1
+    if not task.is_polarity:
+        if written not in task.class_names:
+            raise ValueError(f"{written!r} is none of the classes {', '.join(task.class_names)}")
+        return task.class_names.index(written)
+    try:
+        return int(polarity(np.array([float(written)]))[0])
+    except ValueError:
+        raise ValueError(f"a label is not a number: {written!r}") from None
 
 
 def check_same_features(record: runs.Record, fingerprints: dict[str, str], aligned: bool) -> None:
@@ -184,13 +280,19 @@ def _check_unseen(folder: Path, ids: tuple[str, ...]) -> None:
         )
 
 
-def _same_task(file: FeatureFile, task: Task) -> Task:
-    found = task_of(file)
-    if found.class_names != task.class_names:
-        raise runs.RunError(f"the run knows the classes {', '.join(task.class_names)}; {file.path} has others")
-    return task
+def _check_same_labels(task: Task, file: FeatureFile, split: str) -> None:
+    """Raises RunError where a run of polarity meets named classes, or the other way round."""
+    if task.is_polarity and not np.isfinite(file.read(split, REGRESSION)).any():
+        raise runs.RunError(
+            f"the run predicts {', '.join(task.class_names)}; split {split!r} of {file.path} has no labels in numbers"
+        )
 
 
-def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+def _dropped(record: runs.Record, drop: tuple[str, ...]) -> tuple[str, ...]:
+    """Each modality once and in order. Raises UsageError where that leaves none, or one is not in use anyway."""
+    used = record.config.modalities
+    if unused := set(drop) - set(used):
+        raise UsageError(f"--drop {' '.join(sorted(unused))}: the run does not use it; it uses {', '.join(used)}")
+    if set(drop) == set(used):
+        raise UsageError(f"--drop leaves nothing to predict from: the run uses {', '.join(used)}")
+    return tuple(m for m in MODALITIES if m in drop)

@@ -14,6 +14,10 @@ DEFINITIONS = {
     "positive": "Has0: positive or not, neutral is not positive; predicted positive where its logit exceeds negative's",
     "negative": "Has0: negative or not, neutral is not negative; predicted negative where its logit is not exceeded",
 }
+VALUE = (
+    "MAE, r: predicted label = sum over the classes of probability, at the fitted temperature, times the class's mean "
+    "training label"
+)
 NON0 = "Non0: positive or negative, neutral clips left out; predicted positive where its logit exceeds negative's"
 
 
@@ -40,14 +44,49 @@ def confusion(truth: Ints, predicted: Ints, classes: int) -> NDArray[np.int64]:
     return counts
 
 
-def calibration_error(truth: Ints, probabilities: Floats, bins: int = 10) -> float:
-    """Expected calibration error of the top class over `bins` equal bins (Guo et al. 2017, arXiv 1706.04599)."""
+def per_class(counts: NDArray[np.integer]) -> list[dict[str, float | None]]:
+    """Precision, recall and F1 of every class of a confusion matrix (K, K).
+
+    None where a figure is not defined: precision of a class never predicted, recall of one that is never true.
+    """
+    figures = []
+    for k, hits in enumerate(np.diagonal(counts).tolist()):
+        true, predicted = int(counts[k].sum()), int(counts[:, k].sum())
+        figures.append(
+            {
+                "precision": hits / predicted if predicted else None,
+                "recall": hits / true if true else None,
+                "f1": 2 * hits / (true + predicted) if true + predicted else None,
+            }
+        )
+    return figures
+
+
+def reliability(truth: Ints, probabilities: Floats, bins: int = 10) -> NDArray[np.float64]:
+    """Per equal bin of the top class's probability: clips, sum of that probability, correct clips. Shape (bins, 3)."""
+    found = np.zeros((bins, 3))
+    if len(truth):
+        confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+        which = np.minimum((confidence * bins).astype(int), bins - 1)
+        np.add.at(found, which, np.stack([np.ones(len(truth)), confidence, right], 1))
+    return found
+
+
+def calibration_error(found: NDArray[np.floating]) -> float:
+    """Expected calibration error of `reliability`'s bins (Guo et al. 2017, arXiv 1706.04599); NaN without a clip."""
+    clips = found[:, 0].sum()
+    return float(np.abs(found[:, 2] - found[:, 1]).sum() / clips) if clips else float("nan")
+
+
+def regression_metrics(truth: Floats, predicted: Floats) -> dict[str, float | None]:
+    """Mean absolute error and Pearson's r, both (N,); None without a clip, r also where one of both is constant."""
     if not len(truth):
-        return float("nan")
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[which == b].sum() - confidence[which == b].sum()) for b in range(bins)]
-    return float(sum(gaps) / len(truth))
+        return {"mae": None, "r": None}
+    constant = np.ptp(truth) == 0 or np.ptp(predicted) == 0
+    return {
+        "mae": float(np.abs(truth - predicted).mean()),
+        "r": None if constant else float(np.corrcoef(truth, predicted)[0, 1]),
+    }
 
 
 def class_metrics(truth: Ints, logits: Floats, question: str | None) -> dict[str, float]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmc import run as runs
+from cmc.calibration import expected_values, probabilities
 from cmc.config import MODALITIES
 from cmc.data import Split, finite, shorten, text_mask
 from cmc.evaluate import check_same_features
@@ -31,6 +32,10 @@ class Prediction:
     status: str
     """What extraction says of the clip: `ok`, `no_face`, …"""
     reason: str = ""
+    temperature: float = 1.0
+    """What logits were divided by. It was fitted to the fused ones."""
+    value: float | None = None
+    """The label as a number: Σ probability · the class's mean training label; None for named classes."""
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,14 +70,20 @@ def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]]) -
     model = runs.load_model(folder, record)
     with torch.inference_mode():
         output = model(split.batch(torch.tensor([0])))
-    names = record.task.class_names
+    names, calibration = record.task.class_names, record.calibration
+    fused = probabilities(output.logits.numpy(), calibration.temperature)
     gates = dict(zip(model.modalities, output.gates[0].tolist(), strict=True))
     return Prediction(
         label=names[int(output.logits[0].argmax())],
-        fused=_named(output.logits[0], names),
-        modalities={m: _named(output.experts[m][0], names) if gates[m] > 0 else None for m in model.modalities},
+        fused=_named(fused, names),
+        modalities={
+            m: _named(probabilities(logits.numpy(), calibration.temperature), names) if gates[m] > 0 else None
+            for m, logits in output.experts.items()
+        },
         router=gates,
         status="ok",
+        temperature=calibration.temperature,
+        value=float(expected_values(fused, calibration.class_values)[0]) if calibration.class_values else None,
     )
 
 
@@ -96,5 +107,6 @@ def one_clip(rows: dict[str, NDArray[Any]], record: runs.Record) -> Split:
     return shorten(split, record.config.steps) if record.config.calibrated and record.config.steps else split
 
 
-def _named(logits: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    return {name: round(float(p), 6) for name, p in zip(names, logits.softmax(0), strict=True)}
+def _named(found: NDArray[np.floating], names: tuple[str, ...]) -> dict[str, float]:
+    """Class name → probability, of the one row of `found`."""
+    return {name: round(p, 6) for name, p in zip(names, found[0].tolist(), strict=True)}

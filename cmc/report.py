@@ -1,4 +1,4 @@
-"""What people see: progress with an estimate, tables, and the confusion matrix as a picture."""
+"""What people see on the terminal: progress with an estimate, and tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +24,7 @@ _FIGURES = {
     "non0_accuracy": "Non0 Acc",
     "non0_f1": "Non0 F1",
 }
+_VALUES = {"mae": "CMC, MAE", "r": "CMC, r", "baseline_mae": "training mean, MAE"}
 
 
 @contextmanager
@@ -92,18 +92,21 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     for name in names:
         cells = (percent(result["cmc"][group][name]) for group in result["clips"])
         table.add_row(f"CMC, {_FIGURES[name]}", *cells, end_section=name == names[-1])
-    for name in result["majority"]["overall"]:
+    baseline = list(result["majority"]["overall"])
+    for name in baseline:
         cells = (percent(result["majority"][group][name]) for group in result["clips"])
-        table.add_row(f"majority class, {_FIGURES[name]}", *cells)
+        table.add_row(f"majority class, {_FIGURES[name]}", *cells, end_section=name == baseline[-1])
+    for name, title in _VALUES.items() if "regression" in result else ():
+        table.add_row(title, *(number(result["regression"][group][name]) for group in result["clips"]))
     console.print(table)
+    _show_classes(console, result)
     experts = Table(title="Experts after fusion")
     for column in ("expert", "clips", "Acc, clip's label", "Acc, own label", "router weight"):
         experts.add_column(column, justify="left" if column == "expert" else "right")
     for m, figures in result["experts"].items():
-        own = figures.get("accuracy_own_label")
         clips = figures["clips"][0] if isinstance(figures["clips"], list) else figures["clips"]
-        shown = (percent(figures["accuracy_clip_label"]), percent(own) if own is not None else "no labels")
-        experts.add_row(m, f"{clips:.0f}", *shown, percent(result["router"][m]))
+        own = "no labels" if figures["accuracy_own_label"] is None else percent(figures["accuracy_own_label"])
+        experts.add_row(m, f"{clips:.0f}", percent(figures["accuracy_clip_label"]), own, percent(result["router"][m]))
     console.print(experts)
     if "consistent" not in result["clips"]:
         console.print(
@@ -111,38 +114,50 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
         )
     for definition in result["definitions"]:
         console.print(f"{definition}.", highlight=False)
-    console.print(f"Expected calibration error {percent(result['ece'])}.", highlight=False)
+    _show_calibration(console, result)
+    if "relabelled" in result:
+        shares = ", ".join(f"{m} {percent(share)} %" for m, share in result["relabelled"].items())
+        console.print(f"Pseudo labels of training clips that differ from the clip's label: {shares}.", highlight=False)
 
 
-def percent(value: float | list[float]) -> str:
-    """`61.3` of 0.613, `61.3 ± 2.0` of a mean and its standard deviation."""
+def _show_classes(console: Console, result: Mapping[str, Any]) -> None:
+    table = Table(title="Classes")
+    for column in ("class", "training clips", "clips", "precision", "recall", "F1"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    clips = zip(result["class_clips"]["train"], result["class_clips"]["split"], strict=True)
+    for (name, figures), (train, here) in zip(result["per_class"].items(), clips, strict=True):
+        table.add_row(name, str(train), str(here), *(percent(figures[key]) for key in ("precision", "recall", "f1")))
+    console.print(table)
+
+
+def _show_calibration(console: Console, result: Mapping[str, Any]) -> None:
+    def said(figures: Mapping[str, Any]) -> str:
+        return f"ECE {percent(figures['ece'])} %, NLL {number(figures['nll'])}"
+
+    calibration = result["calibration"]
+    console.print(
+        f"Calibration: {said(calibration['before'])}; at temperature {number(calibration['temperature'])} "
+        f"{said(calibration['after'])}. Temperature: {result['calibration_note']}.",
+        highlight=False,
+    )
+
+
+def number(value: float | list[float] | None) -> str:
+    """Three digits, `0.312 ± 0.010` of a mean and its standard deviation, a dash for what is not defined."""
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return f"{value[0]:.3f} ± {value[1]:.3f}"
+    return f"{value:.3f}"
+
+
+def percent(value: float | list[float] | None) -> str:
+    """`61.3` of 0.613, `61.3 ± 2.0` of a mean and its standard deviation, a dash for what is not defined."""
+    if value is None:
+        return "–"
     if isinstance(value, list):
         return f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"
     return f"{100 * value:.1f}"
-
-
-def draw_confusion(result: Mapping[str, Any], path: Path) -> None:
-    """The confusion matrix as a PNG: counts, shaded by the share of each true class."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    counts = np.array(result["confusion"])
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = result["class_names"]
-    figure = Figure(figsize=(2 + 0.9 * len(names), 1.6 + 0.8 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(f"CMC, split {result['split']}")
-    for row, column in np.ndindex(counts.shape):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
-    figure.savefig(path, dpi=150)
 
 
 def show_prediction(prediction: Any) -> None:
@@ -162,6 +177,9 @@ def show_prediction(prediction: Any) -> None:
         table.add_row(m, *cells, percent(prediction.router[m]), end_section=m == list(prediction.modalities)[-1])
     table.add_row("together", *(percent(p) for p in prediction.fused.values()), "")
     console.print(table)
+    if prediction.value is not None:
+        console.print(f"predicted label: {number(prediction.value)}", highlight=False)
+    console.print(f"probabilities in per cent, at temperature {number(prediction.temperature)}", highlight=False)
     if prediction.status != "ok":
         console.print(f"clip: {prediction.status} {prediction.reason}", highlight=False)
 

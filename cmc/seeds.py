@@ -11,6 +11,8 @@ from cmc import run as runs
 from cmc.metrics import mean_std
 
 INDEX = "seeds.json"
+_SPREAD = ("cmc", "per_class", "regression", "experts", "router", "calibration", "relabelled")
+_POOLED = ("confusion", "router_histogram", "reliability", "pseudo_labels")
 
 
 def folders(run: Path) -> list[Path]:
@@ -35,24 +37,29 @@ def best(run: Path) -> Path:
 
 
 def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Evaluations of several seeds as one: figures are [mean, sample standard deviation], counts those of one run."""
+    """Evaluations of several seeds as one: figures are [mean, sample standard deviation], what pictures are drawn from
+    is summed, and what is the same for all is that of the first."""
     first = results[0]
-    spread: dict[str, Any] = {
-        key: first[key] for key in ("clips", "class_names", "definitions", "features", "split", "dropped")
-    }
-    spread["majority"] = first["majority"]
-    spread["cmc"] = {group: _pairs([r["cmc"][group] for r in results]) for group in first["cmc"]}
-    spread["router"] = _pairs([r["router"] for r in results])
-    spread["ece"] = list(mean_std([{"ece": r["ece"]} for r in results])["ece"])
-    spread["experts"] = {}
-    for m, figures in first["experts"].items():
-        known = [name for name, value in figures.items() if value is not None]
-        spread["experts"][m] = _pairs([{name: r["experts"][m][name] for name in known} for r in results])
-    counts = [r["confusion"] for r in results]
-    spread["confusion"] = [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*counts, strict=True)]
-    spread["seeds"] = len(results)
-    return spread
+    joined = {key: value for key, value in first.items() if key not in (*_SPREAD, *_POOLED)}
+    joined |= {key: _spread([r[key] for r in results]) for key in _SPREAD if key in first}
+    joined |= {key: _pooled([r[key] for r in results]) for key in _POOLED if key in first}
+    notes = dict.fromkeys(r["calibration_note"] for r in results)
+    return joined | {"calibration_note": "; ".join(notes), "seeds": len(results)}
 
 
-def _pairs(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    return {name: list(pair) for name, pair in mean_std(rows).items()}
+def _spread(values: Sequence[Any]) -> Any:
+    """Figures, however deep in dicts, as [mean, standard deviation]; None where a seed has none."""
+    if isinstance(values[0], dict):
+        return {name: _spread([value[name] for value in values]) for name in values[0]}
+    if any(value is None for value in values):
+        return None
+    return list(mean_std([{"": value} for value in values])[""])
+
+
+def _pooled(values: Sequence[Any]) -> Any:
+    """The sums of counts, however deep in dicts and lists."""
+    if isinstance(values[0], dict):
+        return {name: _pooled([value[name] for value in values]) for name in values[0]}
+    if isinstance(values[0], list):
+        return [_pooled(cells) for cells in zip(*values, strict=True)]
+    return sum(values)

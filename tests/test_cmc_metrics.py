@@ -6,9 +6,20 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from cmc.metrics import calibration_error, class_metrics, confusion, consistency, majority, mean_std, weighted_f1
+from cmc.metrics import (
+    calibration_error,
+    class_metrics,
+    confusion,
+    consistency,
+    majority,
+    mean_std,
+    per_class,
+    regression_metrics,
+    reliability,
+    weighted_f1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +70,40 @@ def test_empty_group() -> None:
 
 def test_calibration_error() -> None:
     probabilities = np.array([[0.9, 0.1]] * 10)
-    assert calibration_error(np.array([0] * 9 + [1]), probabilities) == pytest.approx(0)
-    assert calibration_error(np.array([0] * 4 + [1] * 6), probabilities) == pytest.approx(0.5)
+    assert calibration_error(reliability(np.array([0] * 9 + [1]), probabilities)) == pytest.approx(0)
+    assert calibration_error(reliability(np.array([0] * 4 + [1] * 6), probabilities)) == pytest.approx(0.5)
+    assert math.isnan(calibration_error(reliability(np.zeros(0, int), np.zeros((0, 2)))))
+
+
+def test_reliability_counts_every_clip_once_in_its_bin() -> None:
+    found = reliability(np.array([0, 1, 0]), np.array([[1.0, 0.0], [0.55, 0.45], [0.6, 0.4]]))
+    assert found[9].tolist() == [1, 1, 1], "a probability of 1 is in the last bin"
+    assert found[5].tolist() == [1, 0.55, 0] and found[6].tolist() == [1, 0.6, 1]
+    assert found[:, 0].sum() == 3
+
+
+def test_per_class_agrees_with_sklearn_where_it_is_defined(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, logits = answers
+    predicted = logits.argmax(1)
+    expected = precision_recall_fscore_support(truth, predicted)[:3]
+    found = per_class(confusion(truth, predicted, 3))
+    np.testing.assert_allclose([[f[key] for f in found] for key in ("precision", "recall", "f1")], expected)
+
+
+def test_per_class_says_what_is_not_defined() -> None:
+    """Class 1 is never predicted, class 2 is never true, class 3 is neither."""
+    found = per_class(confusion(np.array([0, 1]), np.array([0, 2]), 4))
+    assert found[1] == {"precision": None, "recall": 0, "f1": 0}
+    assert found[2] == {"precision": 0, "recall": None, "f1": 0}
+    assert found[3] == {"precision": None, "recall": None, "f1": None}
+
+
+def test_regression_metrics() -> None:
+    truth, predicted = np.array([-1.0, 0.0, 2.0]), np.array([-0.5, 0.5, 1.0])
+    found = regression_metrics(truth, predicted)
+    assert found["mae"] == pytest.approx(2 / 3) and found["r"] == pytest.approx(np.corrcoef(truth, predicted)[0, 1])
+    assert regression_metrics(truth, np.ones(3))["r"] is None, "a constant correlates with nothing"
+    assert regression_metrics(truth[:0], truth[:0]) == {"mae": None, "r": None}
 
 
 def test_consistency_leaves_out_what_is_not_annotated() -> None:

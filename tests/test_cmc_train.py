@@ -266,8 +266,9 @@ def test_one_clip_is_classified_as_in_its_split(finished: Path, features: Path) 
         rows = {key: file.read("test", key)[2] for key in keys}
     expected = predict_split(runs.load_model(finished, record), split).logits[2]
     found = classify(finished, record, rows)
-    powers = np.exp(expected - expected.max())
+    powers = np.exp((expected - expected.max()) / record.calibration.temperature)
     np.testing.assert_allclose(list(found.fused.values()), powers / powers.sum(), atol=1e-5)
+    assert found.temperature == record.calibration.temperature != 1
     silent = classify(finished, record, rows | {"audio": rows["audio"][:0], "audio_mask": rows["audio_mask"][:0]})
     assert silent.modalities["audio"] is None and silent.router["audio"] == 0
 

@@ -7,7 +7,8 @@ from cmc.commands.exits import OK
 
 SUMMARY = "figures of a run on the test split"
 DESCRIPTION = """\
-Evaluate a run, once, on a split it was not trained on. Writes metrics.json and confusion.png into the run folder."""
+Evaluate a run, once, on a split it was not trained on. Writes metrics.json into the run folder, and pictures: the
+confusion matrix, reliability, the router's weights and, of the training clips, what became of the pseudo labels."""
 EXAMPLES = (
     "cmc evaluate runs/first features.h5",
     "cmc evaluate runs/first features.h5 --truth planted.csv      consistent and conflicting clips apart",
@@ -37,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
         for folder, result in zip(folders, results, strict=True):
             write(folder, result)
     result = results[0] if len(results) == 1 else seeds.together(results)
-    metrics, confusion = write(args.folder, result)
+    written = write(args.folder, result)
     if args.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
         show_evaluation(result)
-        print(f"written: {metrics}, {confusion}")
+        print(f"written: {', '.join(map(str, written))}")
     return OK
