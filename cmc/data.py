@@ -154,9 +154,13 @@ def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True, 
 
 
 def text_mask(tokens: Tensor) -> Tensor:
-    """Shape (N, L) from tokens (N, 3, L): the encoder's attention mask, all false for an empty transcript."""
+    """Shape (N, L) from tokens (N, 3, L): the encoder's attention mask, all false for an empty transcript.
+
+    Where no token ids are known, as in files of word vectors, there are no special wordpieces either.
+    """
     mask = tokens[:, 1] > 0
-    return mask & (mask.sum(1, keepdim=True) > _SPECIAL_PIECES)
+    special = _SPECIAL_PIECES * (tokens[:, 0] != 0).any(1, keepdim=True)
+    return mask & (mask.sum(1, keepdim=True) > special)
 
 
 def finite(split: Split) -> Split:

@@ -137,9 +137,11 @@ def test_a_file_without_validation_is_refused(planted: Path) -> None:
 
 def test_an_empty_transcript_is_a_missing_modality() -> None:
     tokens = torch.zeros(2, 3, 6, dtype=torch.long)
-    tokens[0, 1, :2] = 1
-    tokens[1, 1, :4] = 1
+    tokens[0, :2, :2] = 1
+    tokens[1, :2, :4] = 1
     assert text_mask(tokens).sum(1).tolist() == [0, 4]
+    tokens[:, 0] = 0  # vectors of words, of which no token ids are known: there is no [CLS] and no [SEP]
+    assert text_mask(tokens).sum(1).tolist() == [2, 4]
 
 
 def test_long_clips_are_averaged_in_windows_of_their_own() -> None:

@@ -11,6 +11,7 @@ _EXPECTED = {
     "cmc.data.DataError": NOTHING_USABLE,
     "mmfeat.layout.LayoutError": USAGE,
     "mmfeat.media.MediaError": NOTHING_USABLE,
+    "mmfeat.mmsa.MMSAError": USAGE,
     "mmfeat.recipe.RecipeError": USAGE,
     "mmfeat.registry.MissingBackendError": USAGE,
     "mmfeat.words.AlignmentError": NOTHING_USABLE,

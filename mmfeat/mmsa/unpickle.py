@@ -56,7 +56,7 @@ def _load(file: IO[bytes], where: str, depth: int = 0) -> Any:
     except RefusedError as error:
         raise RefusedError(f"{where} is refused: {error}") from None
     except _DAMAGE as error:
-        raise MMSAError(f"{where} is not a readable pickle: {str(error) or type(error).__name__}") from None
+        raise MMSAError(f"{where} is no pickle, or a damaged one ({type(error).__name__}: {error})") from None
 
 
 class _Type:
