@@ -24,10 +24,11 @@ from pipelines.commands import (
     recipe,
     run,
     status,
+    validate,
 )
 from pipelines.exits import Exit
 
-COMMANDS = (run, check, extract, status, info, convert, merge, clip, align, recipe, clean, models, doctor, demo)
+COMMANDS = (run, check, extract, status, info, validate, convert, merge, clip, align, recipe, clean, models, doctor, demo)
 
 _DESCRIPTION = """\
 From raw footage to multimodal features and a trained CMC model.
