@@ -28,7 +28,23 @@ from pipelines.commands import (
 )
 from pipelines.exits import Exit
 
-COMMANDS = (run, check, extract, status, info, validate, convert, merge, clip, align, recipe, clean, models, doctor, demo)
+COMMANDS = (
+    run,
+    check,
+    extract,
+    status,
+    info,
+    validate,
+    convert,
+    merge,
+    clip,
+    align,
+    recipe,
+    clean,
+    models,
+    doctor,
+    demo,
+)
 
 _DESCRIPTION = """\
 From raw footage to multimodal features and a trained CMC model.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmfeat import layout
 from mmfeat.layout import FeatureFile, LayoutError
+from mmfeat.mmsa import is_pickle
 
 
 class Array(Protocol):
@@ -55,7 +56,7 @@ class Source:
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
     """Raises LayoutError, MMSAError or FileNotFoundError for a file that cannot be read at all."""
-    if path.suffix.lower() in (".pkl", ".pickle"):
+    if is_pickle(path):
         yield Source(path, None, _pickled(path))
         return
     with FeatureFile(path) as file:
