@@ -86,7 +86,7 @@ def extract(
     MissingBackendError, with the command that helps, where a package or a model is not installed.
     """
     recipe = load_recipe(recipe)
-    clip = Clip("", Path(path).stem, "test", Path(path), text, math.nan, start=start, end=end)
+    clip = recipe.locate(Clip("", Path(path).stem, "test", Path(path), text, math.nan, start=start, end=end))
     shards, timings = _extract(clip, recipe, recipe.parts())
     if failures := [f"{part}: {shard.reason}" for part, shard in shards.items() if shard.status == FAILED]:
         raise MediaError(f"{path}: {'; '.join(failures)}")
@@ -101,6 +101,7 @@ def extract_to_store(clip: Clip, recipe: Recipe, store: Store, parts: Iterable[s
     """
     fingerprints = fingerprints_of(recipe)
     parts = tuple(part for part in recipe.parts() if part in set(parts))
+    clip = recipe.locate(clip)
     shards, timings = _extract(clip, recipe, parts)
     began = time.perf_counter()
     for part, shard in shards.items():
@@ -170,7 +171,7 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
         if "audio" in parts:
             shards["audio"] = _guarded(lambda: _audio(sound, recipe, timings))
         if "words" in parts:
-            shards["words"] = _guarded(lambda: _words(sound, clip.text, recipe, timings))
+            shards["words"] = _guarded(lambda: _words(sound, clip, recipe, timings))
         if media.damage:
             shards = {part: _damaged(shard, media.damage) for part, shard in shards.items()}
         return {part: replace(shard, seconds=media.seconds) for part, shard in shards.items()}
@@ -215,15 +216,15 @@ def _audio(sound: Waveform | None, recipe: Recipe, timings: Timings) -> Shard:
         return _track_shard(extractor(sound))
 
 
-def _words(sound: Waveform | None, text: str, recipe: Recipe, timings: Timings) -> Shard:
-    if not text.strip():
+def _words(sound: Waveform | None, clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
+    if not clip.text.strip():
         return Shard("no_text", details={"words": []})
     if sound is None or not len(sound.samples):
         return Shard("no_words", "no sound to find words in", details={"words": []})
     aligner = _extractor("words", recipe.model_dump_json())
     try:
         with _timed(timings, "words"):
-            found = aligner(sound, text)
+            found = aligner(sound, clip.text, clip) if clip.words else aligner(sound, clip.text)
     except AlignmentError as error:
         return Shard("no_words", f"words not found: {error}", details={"words": []})
     except Exception as error:  # noqa: BLE001 - pictures, sound and text of the clip are good all the same

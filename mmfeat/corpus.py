@@ -61,6 +61,8 @@ class Clip:
     """Line of label.csv on which the row begins; the header is line 1."""
     refused: str = ""
     """Why the clip cannot be used; empty for a usable one."""
+    words: Path | None = None
+    """File of word times, where the recipe takes them from files (`Recipe.locate`)."""
 
     @property
     def id(self) -> str:
@@ -137,6 +139,8 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
             begins = reader.line_num + 1
             for values in reader:
                 row, begins = begins, reader.line_num + 1
+                if any("\0" in value for value in values):
+                    raise CorpusError(f"{table}, line {row}: NUL bytes, so it is no text file")
                 if any(values):
                     values += [""] * (len(columns) - len(values))
                     yield row, dict(zip(columns, values, strict=False)) | {"": "\0".join(values[len(columns) :])}
@@ -206,6 +210,7 @@ def _clip(row: int, values: dict[str, str], files: _Files, read: _Read) -> tuple
         classes={column: value for column, value in labels.items() if isinstance(value, str)},
         row=row,
         refused="; ".join(fatal),
+        words=None,
     )
     return clip, [Problem(row, clip.id, *problem) for problem in problems]
 

@@ -75,7 +75,7 @@ def pack(
     fingerprints = recipe.fingerprints()
     reader = _Reader(recipe, store, fingerprints, aligned, keep_damaged)
     survey = _Survey()
-    for clip in corpus.clips:
+    for clip in map(recipe.locate, corpus.clips):
         survey.look(clip, *reader.status(clip))
     if not survey.usable:
         raise NothingUsableError(f"none of {len(corpus.clips)} clips gave features, so {out} is not written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from mmfeat import extractors, models, words
+from mmfeat.corpus import Clip
 from mmfeat.extractors import Config
 from mmfeat.layout import canonical_json
 
@@ -80,6 +82,17 @@ class Recipe(Config):
         if part == "words":
             return words.find(self.words["aligner"]).make(config)  # type: ignore[index]
         return extractors.find(getattr(self, part)["extractor"]).make(config)
+
+    def locate(self, clip: Clip) -> Clip:
+        """The clip with the file that its word times are taken from, where the aligner takes them from files.
+
+        That file is part of what a shard is made from, so clips pass through here before a Store sees them. The path
+        is absolute and stays: workers may run in another folder.
+        """
+        if self.words is None or clip.words or clip.path is None:
+            return clip
+        word_file = words.find(self.words["aligner"]).word_file
+        return replace(clip, words=word_file(self.config("words"), clip)) if word_file else clip
 
     def fingerprints(self) -> dict[str, str]:
         """Part → 16 hex digits that change exactly when the part's output may change.

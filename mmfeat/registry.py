@@ -6,9 +6,14 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmfeat.corpus import Clip
 
 
 class Config(BaseModel):
@@ -49,6 +54,9 @@ class Registered:
     """Raised whenever the output for the same input may change; part of the fingerprint."""
     models: Callable[[Any], tuple[str, ...]]
     """The model files a config uses, by name, so that their hashes enter the fingerprint."""
+    word_file: Callable[[Any, Clip], Path] | None = None
+    """Of an aligner that takes word times from files: that of a clip, by its config. Such an aligner is called with the
+    clip as a third argument."""
 
 
 class Registry:
@@ -65,13 +73,14 @@ class Registry:
         config: type[Config],
         version: int,
         models: Callable[[Any], tuple[str, ...]] = lambda config: (),
+        word_file: Callable[[Any, Clip], Path] | None = None,
     ) -> Callable[[type], type]:
         """Class decorator: enter a part under its name. A second one of that name is an error."""
 
         def enter(make: type) -> type:
             if name in self._registered:
                 raise ValueError(f"{self._kind} {name!r} is registered twice")
-            self._registered[name] = Registered(config, make, version, models)
+            self._registered[name] = Registered(config, make, version, models, word_file)
             return make
 
         return enter

@@ -142,14 +142,20 @@ class Store:
             made_from |= {"media": source, "start": clip.start, "end": clip.end}
         if part in ("text", "words"):
             made_from["text"] = clip.text
+        if part == "words" and clip.words:
+            made_from["words"] = _stamp(clip.words)
         key = hashlib.sha256(canonical_json(made_from).encode()).hexdigest()[:32]
         return self.workdir / f"{part}-{fingerprint}" / key[:2] / key
 
 
 def _source(clip: Clip) -> list[Any] | None:
     """What tells one version of a media file from another without reading it; None where it is gone."""
+    return _stamp(clip.path) if clip.path else None
+
+
+def _stamp(path: Path) -> list[Any] | None:
     try:
-        stat = clip.path.stat() if clip.path else None
+        stat = path.stat()
     except OSError:
         return None
-    return [clip.path.name, stat.st_size, stat.st_mtime_ns] if clip.path and stat else None
+    return [path.name, stat.st_size, stat.st_mtime_ns]

@@ -109,7 +109,8 @@ def jobs(
 ) -> list[Job]:
     """What is left to do, in corpus order. With `retry_failed`, failures are forgotten."""
     fingerprints = recipe.fingerprints()
-    left = ((clip, store.missing(clip, fingerprints, retry_failed=retry_failed)) for clip in corpus.usable)
+    clips = map(recipe.locate, corpus.usable)
+    left = ((clip, store.missing(clip, fingerprints, retry_failed=retry_failed)) for clip in clips)
     todo = [
         Job(clip, recipe, store, parts, {part: fingerprints[part] for part in parts}, limits)
         for clip, parts in left

@@ -4,6 +4,8 @@ An aligner is a class made from its config; making it loads its model, calling i
 `(Waveform, str) -> list[Word]`. It returns the transcript's own words in their order, none left out; times are in
 seconds from the start of the waveform. It raises AlignmentError where the words cannot be found. It keeps no memory of
 earlier calls: same sound and text, same words.
+
+An aligner that takes word times from files, registered with `word_file`, is given the Clip as a third argument.
 """
 
 from __future__ import annotations
@@ -29,6 +31,13 @@ _registry = Registry(
             ("pocketsphinx", "espeakng_loader", "num2words"),
             "pip install pocketsphinx espeakng-loader num2words",
             ("en",),
+        ),
+        Entry(
+            "given",
+            "words",
+            "mmfeat.words.given",
+            "word times that you have: TextGrid, CTM, JSON, SRT, VTT, CSV, .align, .csd",
+            "MIT",
         ),
     ),
 )

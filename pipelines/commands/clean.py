@@ -50,6 +50,7 @@ def _used(store: Store, start: Mapping[str, Any]) -> list[Path]:
     from mmfeat import corpus
     from mmfeat.recipe import Recipe
 
-    fingerprints = Recipe.model_validate(start["recipe"]).fingerprints()
-    clips = corpus.load(start["corpus"]).usable
+    recipe = Recipe.model_validate(start["recipe"])
+    fingerprints = recipe.fingerprints()
+    clips = map(recipe.locate, corpus.load(start["corpus"]).usable)
     return [path for clip in clips for path in store.expected(clip, fingerprints)]

@@ -1,0 +1,237 @@
+"""`given`: word times that the user already has, in a file for each clip or in one for many.
+
+The file's words must be the transcript's: letters and digits are compared, case and punctuation are not. So
+"well-known" is found in `well known`, "2,000" in `2000` or `two thousand`, and both characters of 你好 in one interval
+你好, whose time they share. A phrase, such as a subtitle, is spread over its characters.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import pairwise
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from mmfeat.corpus import Clip
+from mmfeat.track import Waveform, Word
+from mmfeat.words import AlignmentError, Config, register
+from mmfeat.words.formats import READERS, Stretch, read
+from mmfeat.words.transcript import Token, tokens
+
+OUTSIDE = 0.5
+"""Seconds by which words may leave the clip, for then its ends or theirs were rounded; they are cut off there."""
+_NEAR = 1.0
+"""Seconds around a clip cut out of a recording in which its words are looked for."""
+_PAUSES = {"sil", "sp", "spn", "eps", "silence", "pause", "noise"}
+_UNKNOWN = "\ufffd"
+"""Stands for the label <unk>: a word of which the file says only when it is said."""
+_FIELDS = ("video_id", "clip_id", "media")
+_NAMED = 3
+"""Differences from the transcript that a message names."""
+
+
+class GivenConfig(Config):
+    """Word times from files."""
+
+    folder: str | None = Field(None, description="where the files lie; null: beside each media file")
+    pattern: str = Field(
+        "{media}",
+        description="a file's name below the folder, with {video_id}, {clip_id} and {media}, the media file's name "
+        f"without its ending; where it has no ending, these are looked for: {', '.join(READERS)}",
+    )
+    tier: str | None = Field(None, description="tier of a TextGrid or of MFA's JSON; null: the one called `words`")
+
+    @field_validator("pattern")
+    @classmethod
+    def _fields_exist(cls, pattern: str) -> str:
+        if unknown := [name for name in re.findall(r"\{(\w*)\}", pattern) if name not in _FIELDS]:
+            raise ValueError(f"{{{unknown[0]}}} is unknown; there are {', '.join(f'{{{name}}}' for name in _FIELDS)}")
+        return pattern
+
+
+def word_file(config: GivenConfig, clip: Clip) -> Path:
+    """The file of a clip's word times, absolute; it may not exist."""
+    assert clip.path is not None
+    values = {"video_id": clip.video_id, "clip_id": clip.clip_id, "media": clip.path.stem}
+    name = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], config.pattern)
+    folder = Path(config.folder).expanduser() if config.folder else clip.path.parent
+    path = (folder / name).absolute()
+    if path.suffix.lower() in READERS:
+        return path
+    named = (path.with_name(path.name + ending) for ending in (".TextGrid", *READERS))
+    return next((candidate for candidate in named if candidate.is_file()), path)
+
+
+@register("given", GivenConfig, version=1, word_file=word_file)
+class GivenAligner:
+    """Word times out of files; the confidence is the file's, or 1 where it has none."""
+
+    def __init__(self, config: GivenConfig):
+        self.config = config
+
+    def __call__(self, waveform: Waveform, text: str, clip: Clip) -> list[Word]:
+        """The words of `text` in `clip`, whose `words` is their file. Raises AlignmentError.
+
+        A file's times count from the start of the media file, also where the clip is cut out of it.
+        """
+        words = tokens(text)
+        if not words:
+            return []
+        file, who = clip.words, f"clip {clip.id if clip.video_id else clip.clip_id}"
+        if file is None or not file.is_file():
+            endings = "" if file is None or file.suffix.lower() in READERS else f" ({', '.join(READERS)})"
+            raise AlignmentError(f"{who}: there is no file of word times {file}{endings}")
+        spoken = {_letters(token.text) for token in words}
+        stretches = [s for s in read(file, _names(clip), self.config.tier) if not _is_pause(s.text, spoken)]
+        start, seconds = clip.start or 0.0, waveform.seconds
+        is_cut = clip.start is not None or clip.end is not None
+        near = _Characters.of(stretches, start, (-_NEAR, seconds + _NEAR) if is_cut else None)
+        found = near.find([_forms(token) for token in words], seconds, anywhere=is_cut)
+        if found is None:
+            inside = [s for s in stretches if not is_cut or 0 <= (s.start + s.end) / 2 - start <= seconds]
+            difference = _difference([token.text for token in words], inside)
+            raise AlignmentError(f"{who}: {file} does not have the transcript's words: {difference}")
+        return list(_inside(words, found, seconds, f"{who}: {file}"))
+
+
+def _names(clip: Clip) -> tuple[str, ...]:
+    """How a file of several recordings may call the clip or the video that it is cut from."""
+    video, part = clip.video_id, clip.clip_id
+    stem = clip.path.stem if clip.path else part
+    own = (clip.id, f"{video}[{part}]", f"{video}_{part}", f"{video}/{part}")
+    return tuple(name for name in dict.fromkeys((*own, stem, part, video)) if name)
+
+
+def _letters(text: str) -> str:
+    """What is compared: letters and digits without case; & alone is a word too."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("ß", "ss")
+    kept = (c for c in folded if c == "&" or (unicodedata.category(c)[0] in "LNM" and c != "\ufe0f"))
+    return "".join(kept)
+
+
+def _forms(token: Token) -> tuple[str, ...]:
+    """What may stand for a word: its letters, or those of a way to say it."""
+    said = ("".join(map(_letters, way)) for way in token.spoken)
+    return tuple(form for form in dict.fromkeys((_letters(token.text), *said, _UNKNOWN)) if form)
+
+
+def _is_pause(label: str, spoken: set[str]) -> bool:
+    plain = label.strip()
+    letters = _letters(plain)
+    if letters in spoken or _is_unknown(plain):
+        return False
+    bracketed = len(plain) > 1 and plain[0] + plain[-1] in ("<>", "[]", "{}") and not re.search(r".[<\[{]", plain)
+    return not letters or letters in _PAUSES or bracketed
+
+
+def _is_unknown(label: str) -> bool:
+    return label.strip().lower() in ("<unk>", "[unk]")
+
+
+@dataclass(frozen=True)
+class _Characters:
+    """The letters of a file's words, one after the other, each with the time and the confidence that it has there."""
+
+    text: str
+    times: list[tuple[float, float]] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    """Where a word begins."""
+
+    @classmethod
+    def of(cls, stretches: Sequence[Stretch], origin: float, window: tuple[float, float] | None) -> _Characters:
+        """Seconds count from `origin`; words whose middle is outside of `window` are left out."""
+        text: list[str] = []
+        found = cls("")
+        for stretch in stretches:
+            label = stretch.text.strip()
+            parts = [_UNKNOWN] if _is_unknown(label) else [part for part in map(_letters, label.split()) if part]
+            count, place = sum(map(len, parts)), 0
+            length = stretch.end - stretch.start
+            edges = [stretch.start - origin + length * (index / count) for index in range(count)] if count else []
+            edges.append(stretch.end - origin)
+            for part in parts:
+                mine = edges[place : place + len(part) + 1]
+                place += len(part)
+                if window is None or window[0] <= (mine[0] + mine[-1]) / 2 <= window[1]:
+                    found.begins.append(len(found.times))
+                    found.times.extend(pairwise(mine))
+                    found.confidences.extend([stretch.confidence] * len(part))
+                    text.append(part)
+        return cls("".join(text), found.times, found.confidences, found.begins)
+
+    def find(
+        self, words: Sequence[tuple[str, ...]], seconds: float, anywhere: bool
+    ) -> list[tuple[float, float, float]] | None:
+        """Start, end and confidence of words that may each be written in several forms; None where they do not follow.
+
+        They must make up all characters, or with `anywhere` a run of them: that which leaves the clip least.
+        """
+        runs = []
+        for begin in self.begins if anywhere else [0]:
+            for places in _runs(self.text, words, begin):
+                if anywhere or places[-1] == len(self.text):
+                    first, last = self.times[places[0]][0], self.times[places[-1] - 1][1]
+                    runs.append((max(-first, 0.0) + max(last - seconds, 0.0), places))
+        if not runs:
+            return None
+        _, places = min(runs)
+        return [(self.times[a][0], self.times[b - 1][1], min(self.confidences[a:b])) for a, b in pairwise(places)]
+
+
+def _runs(text: str, words: Sequence[tuple[str, ...]], begin: int) -> Iterator[list[int]]:
+    """Ways to write the words one after the other in `text` from `begin`, one for each place where they may end: the
+    place at which each word begins, and the end."""
+    reached: list[dict[int, int]] = [{begin: begin}]  # per word: place after it → place before it
+    for forms in words:
+        after: dict[int, int] = {}
+        for place in reached[-1]:
+            for form in forms:
+                if text.startswith(form, place):
+                    after.setdefault(place + len(form), place)
+        if not after:
+            return
+        reached.append(after)
+    for end in reached[-1]:
+        places = [end]
+        for step in reversed(reached[1:]):
+            places.append(step[places[-1]])
+        yield places[::-1]
+
+
+def _difference(transcript: Sequence[str], stretches: Sequence[Stretch]) -> str:
+    """What to change in one so that it becomes the other, in words."""
+    file = [token.text for stretch in stretches for token in tokens(stretch.text)]
+    if not file:
+        return "there are none in it at that time"
+    matcher = SequenceMatcher(None, [_letters(w) for w in transcript], [_letters(w) for w in file], autojunk=False)
+    said = []
+    for kind, a, b, c, d in matcher.get_opcodes():
+        ours, theirs = " ".join(transcript[a:b]), " ".join(file[c:d])
+        if kind == "replace":
+            said.append(f"{ours!r} (word {a + 1}) is {theirs!r} in the file")
+        elif kind == "delete":
+            said.append(f"{ours!r} (word {a + 1}) is not in the file")
+        elif kind == "insert":
+            said.append(
+                f"the file has {theirs!r} before word {a + 1}" if a < len(transcript) else f"{theirs!r} follows"
+            )
+    more = f"; and {len(said) - _NAMED} more differences" if len(said) > _NAMED else ""
+    return "; ".join(said[:_NAMED]) + more
+
+
+def _inside(
+    words: Sequence[Token], found: Sequence[tuple[float, float, float]], seconds: float, who: str
+) -> Iterator[Word]:
+    for token, (start, end, confidence) in zip(words, found, strict=True):
+        if start < -OUTSIDE or end > seconds + OUTSIDE:
+            raise AlignmentError(
+                f"{who} has {token.text!r} from {start:.2f} to {end:.2f} s of a clip that is {seconds:.2f} s long"
+            )
+        start, end = (min(max(time, 0.0), seconds) for time in (start, end))
+        yield Word(token.text, start, end, confidence, token.span)
