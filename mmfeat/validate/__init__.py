@@ -148,8 +148,8 @@ def _note(block: content.Block, split: str, ids: list[str], survey: _Survey) -> 
         values, lengths = block.values(modality), block.lengths(modality)
         if values is None:
             continue
-        if lengths is not None:
-            survey.longest[modality] = max(survey.longest[modality], int(lengths.max()))
+        longest = values.shape[1] if lengths is None else int(lengths.max())
+        survey.longest[modality] = max(survey.longest[modality], longest)
         if split == "train" and not block.pickled and f"{modality}_mask" in block.arrays:
             survey.moments[modality].add(values[block.arrays[f"{modality}_mask"]])
     text, tokens = block.values("text"), block.tokens

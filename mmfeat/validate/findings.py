@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-NAMED = 5
+NAMED = 3
 """Clips named per finding; the count says how many there are."""
 
 Severity = Literal["error", "warning"]

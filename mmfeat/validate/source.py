@@ -117,7 +117,13 @@ def aligned(source: Source, split: str, usable: set[str]) -> bool:
     """Whether audio and vision have a row per wordpiece: a pickle does not say, but its shapes and lengths do."""
     if source.file is not None:
         return bool(source.file.attrs.get("aligned", False))
-    there = [modality for modality in layout.MODALITIES if modality in usable]
-    lengths = {steps(source, split, modality) for modality in there}
-    stated = any(f"{modality}_lengths" in usable for modality in layout.TIMED)
-    return len(there) == len(layout.MODALITIES) and len(lengths) == 1 and lengths != {1} and not stated
+    if not usable.issuperset(layout.MODALITIES):
+        return False
+    lengths = {steps(source, split, modality) for modality in layout.MODALITIES}
+    if len(lengths) > 1 or lengths == {1}:
+        return False
+    arrays = source.splits[split]
+    stated = [arrays[key][:].reshape(-1) for key in (f"{m}_lengths" for m in layout.TIMED) if key in usable]
+    if not stated:
+        return True
+    return "text_bert" in usable and all(((arrays["text_bert"][:, 1] > 0).sum(1) == given).all() for given in stated)

@@ -122,9 +122,9 @@ def _wanted(source: Source, arrays: Mapping[str, Array]) -> list[str]:
         wanted.append("text or text_bert")
     if layout.REGRESSION not in arrays:
         wanted.append(layout.REGRESSION)
-    lengths = {arrays[modality].shape[1:2] for modality in layout.MODALITIES if modality in arrays}
-    if len(lengths) > 1:  # MMSA asks for them in files that are not aligned
-        wanted += [key for key in (f"{modality}_lengths" for modality in layout.TIMED) if key not in arrays]
+    series = [m for m in layout.MODALITIES if m in arrays and len(arrays[m].shape) == 3]
+    if len({arrays[modality].shape[1] for modality in series}) > 1:  # MMSA asks for them in files that are not aligned
+        wanted += [f"{m}_lengths" for m in layout.TIMED if m in series and f"{m}_lengths" not in arrays]
     return wanted
 
 
