@@ -145,7 +145,7 @@ def figures(
     }
     result |= _routing(task, truth, groups, predictions) | _calibration(record, truth, predictions.logits)
     if values is not None and record.calibration.class_values is not None:
-        result["regression"] = _regression(record, groups, predictions.logits, values)
+        result |= _regression(record, groups, predictions.logits, values)
         result["definitions"].append(VALUE)
     if record.relabelled:
         result["pseudo_labels"] = record.relabelled
@@ -208,16 +208,16 @@ def _regression(
     groups: dict[str, NDArray[np.bool_]],
     logits: NDArray[np.float32],
     values: NDArray[np.float32],
-) -> dict[str, dict[str, float | None]]:
-    """Per group: MAE and r of the predicted labels, and MAE of always answering the training clips' mean."""
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Per group, MAE and r of the predicted labels, and of always answering the training clips' mean."""
     calibration = record.calibration
     assert calibration.class_values is not None and calibration.mean_value is not None
     predicted = expected_values(probabilities(logits, calibration.temperature), calibration.class_values)
-    baseline = np.full(len(values), calibration.mean_value)
+    mean = np.full(len(values), calibration.mean_value)
+    answers = {"regression": predicted, "regression_baseline": mean}
     return {
-        name: regression_metrics(values[rows], predicted[rows])
-        | {"baseline_mae": regression_metrics(values[rows], baseline[rows])["mae"]}
-        for name, rows in groups.items()
+        kind: {name: regression_metrics(values[rows], answer[rows]) for name, rows in groups.items()}
+        for kind, answer in answers.items()
     }
 
 

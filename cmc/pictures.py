@@ -58,11 +58,16 @@ def _seeds(result: Mapping[str, Any]) -> str:
 
 def _confusion(result: Mapping[str, Any]) -> Figure:
     counts, names = np.array(result["confusion"]), result["class_names"]
-    figure = _figure(2 + 0.8 * len(names), 1.8 + 0.7 * len(names))
+    figure = _figure(_side(names) + 1.4, _side(names) + 1.5)
     axes = figure.add_subplot()
     _matrix(axes, counts, names, "predicted", "true")
     axes.set_title(f"Confusion, {_title(result)}", fontsize="medium")
     return figure
+
+
+def _side(names: Sequence[str]) -> float:
+    """Of a square with a cell per pair of classes, in inches."""
+    return max(0.65 * len(names), 3.0)
 
 
 def _matrix(axes: Axes, counts: NDArray[np.int64], names: Sequence[str], columns: str, rows: str) -> None:
@@ -80,24 +85,25 @@ def _matrix(axes: Axes, counts: NDArray[np.int64], names: Sequence[str], columns
 
 
 def _reliability(result: Mapping[str, Any]) -> Figure:
-    """Share of correct clips per bin of confidence; the diagonal is what a calibrated model has."""
+    """Share of correct clips, and number of clips, per bin of the predicted class's probability."""
     figures = result["calibration"]
     names = ["before"] if figures["temperature"] == 1 else ["before", "after"]
-    figure = _figure(0.6 + 3.6 * len(names), 4.2)
+    figure = _figure(max(0.6 + 3.6 * len(names), 5), 4.6)
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
         clips, confidence, right = np.array(result["reliability"][name]).T
-        edges, some = np.linspace(0, 1, len(clips) + 1), clips > 0
-        shares = right[some] / clips[some]
-        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
-        axes.bar(edges[:-1][some], shares, 1 / len(clips), align="edge", color=_BLUE, alpha=0.75, edgecolor="white")
-        axes.plot(confidence[some] / clips[some], shares, "o", color=_ORANGE, markersize=4)
-        for left, share, count in zip(edges[:-1][some], shares, clips[some], strict=True):
-            axes.text(left + 0.5 / len(clips), share + 0.01, f"{count:.0f}", ha="center", fontsize="x-small")
+        lefts, some = np.linspace(0, 1, len(clips), endpoint=False), clips > 0
+        width, lefts, shares = 1 / len(clips), lefts[some], right[some] / clips[some]
+        axes.bar(lefts, shares, width, align="edge", color=_BLUE, edgecolor="white", label="correct")
+        axes.plot(confidence[some] / clips[some], shares, "o", color=_ORANGE, label="at the bin's mean probability")
+        axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
+        for left, count in zip(lefts, clips[some], strict=True):
+            axes.text(left + width / 2, -0.05, f"{count:.0f}", ha="center", fontsize="x-small", color=_GREY)
         temperature = f"T = {_number(figures['temperature'], 2)}" if name == "after" else "as trained, T = 1"
         ece, nll = _number(figures[name]["ece"], 3), _number(figures[name]["nll"], 3)
         axes.set_title(f"{temperature}\nECE {ece}, NLL {nll}", fontsize="medium")
-        axes.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="probability of the predicted class")
-    figure.axes[0].set_ylabel("share of correct clips (number of clips)")
+        axes.set(xlim=(0, 1), ylim=(-0.07, 1.05), xlabel="probability of the predicted class")
+    figure.axes[0].set_ylabel("share of the bin's clips")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.suptitle(f"Reliability, {_title(result)}", fontsize="medium")
     return figure
 
@@ -133,7 +139,7 @@ def _router(result: Mapping[str, Any]) -> Figure:
 def _pseudo_labels(result: Mapping[str, Any]) -> Figure:
     """What PLGM made of the training clips' labels, per modality."""
     names, modalities = result["class_names"], list(result["pseudo_labels"])
-    figure = _figure(1 + (1 + 0.7 * len(names)) * len(modalities), 2.2 + 0.65 * len(names))
+    figure = _figure(_side(names) * len(modalities) + 1.8, _side(names) + 1.9)
     for axes, m in zip(np.atleast_1d(figure.subplots(1, len(modalities), sharey=True)), modalities, strict=True):
         counts = np.array(result["pseudo_labels"][m])
         _matrix(axes, counts, names, "pseudo label", "clip's label" if m == modalities[0] else "")

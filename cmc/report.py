@@ -24,7 +24,11 @@ _FIGURES = {
     "non0_accuracy": "Non0 Acc",
     "non0_f1": "Non0 F1",
 }
-_VALUES = {"mae": "CMC, MAE", "r": "CMC, r", "baseline_mae": "training mean, MAE"}
+_VALUES = {
+    ("regression", "mae"): "CMC, MAE",
+    ("regression", "r"): "CMC, r",
+    ("regression_baseline", "mae"): "training mean, MAE",
+}
 
 
 @contextmanager
@@ -96,8 +100,8 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     for name in baseline:
         cells = (percent(result["majority"][group][name]) for group in result["clips"])
         table.add_row(f"majority class, {_FIGURES[name]}", *cells, end_section=name == baseline[-1])
-    for name, title in _VALUES.items() if "regression" in result else ():
-        table.add_row(title, *(number(result["regression"][group][name]) for group in result["clips"]))
+    for (kind, name), title in _VALUES.items() if "regression" in result else ():
+        table.add_row(title, *(number(result[kind][group][name]) for group in result["clips"]))
     console.print(table)
     _show_classes(console, result)
     experts = Table(title="Experts after fusion")
