@@ -144,6 +144,11 @@ class Config(BaseModel):
         return self.mode == "calibrated"
 
     @property
+    def contrast_question(self) -> Literal["positive", "negative"]:
+        """What the contrastive term asks of polarity: the dataset's question, but published CMC-GT has one for all."""
+        return "positive" if self.labels == "annotated" and not self.calibrated else self.polarity
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities in use, in their fixed order."""
         return tuple(modality for modality in MODALITIES if modality in self.use)

@@ -70,7 +70,7 @@ class PseudoLabels:
     def update(self, index: Tensor, logits: Tensor, m: float) -> None:
         """One visit of rows `index` (B,), each at most once, with the model's logits (B, K) and momentum m."""
         base = self.hard(index)
-        made = generate(base, logits.detach().softmax(1))
+        made = generate(base, logits.detach().to(self.states).softmax(1))
         self.states[index] = m * self.states[index] + (1.0 - m) * made
 
     def copy(self) -> Tensor:
