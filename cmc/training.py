@@ -73,7 +73,7 @@ def contrast(h: Mapping[str, Tensor], labels: Mapping[str, Tensor], batch: Batch
     known = torch.cat([batch.present(modality) for modality in h]) & (classes >= 0)
     if not known.all():
         features, classes = features[known], classes[known]
-    question = config.polarity if task.is_polarity else None
+    question = config.contrast_question if task.is_polarity else None
     loss = supcon if config.calibrated else supcon_published
     return loss(features, contrast_groups(classes, question), config.temperature)
 
