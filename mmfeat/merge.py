@@ -27,6 +27,8 @@ PARTS = (*layout.MODALITIES, WORDS)
 and stay what they are when another audio recipe is merged in."""
 NAMED = 5
 """Clips named per complaint."""
+_UNKNOWN = "unknown"
+"""Language of a file that was made of a pickle."""
 _STATES = {
     "text": ("no_text", "cut_text"),
     "audio": ("no_audio",),
@@ -109,10 +111,9 @@ def _same_kind(first: FeatureFile, other: FeatureFile) -> None:
             "those of the other are times, and a file holds one kind; extract both with --aligned, or both without"
         )
     for key in ("language", "class_names"):
-        if first.attrs[key] != other.attrs[key]:
-            raise MergeError(
-                f"{first.path} and {other.path} differ in {key}: {first.attrs[key]} and {other.attrs[key]}"
-            )
+        a, b = first.attrs[key], other.attrs[key]
+        if a != b and _UNKNOWN not in (a, b):
+            raise MergeError(f"{first.path} and {other.path} differ in {key}: {a} and {b}")
 
 
 def _form(file: FeatureFile) -> str:
@@ -123,6 +124,7 @@ def _choose(files: Sequence[FeatureFile], take: Mapping[str, Path]) -> dict[str,
     """Part → file. Raises MergeError where that is not clear, or a file would give nothing."""
     by_path = {file.path: file for file in files}
     sources: dict[str, FeatureFile] = {}
+    unclear = []
     for part in PARTS:
         holders = [file for file in files if _has(file, part)]
         if part in take:
@@ -132,12 +134,13 @@ def _choose(files: Sequence[FeatureFile], take: Mapping[str, Path]) -> dict[str,
                 raise MergeError(f"{take[part]} has no {part}")
             sources[part] = by_path[take[part]]
         elif len({file.fingerprints.get(part) for file in holders}) > 1:
-            options = " or ".join(f"--take {part}={file.path}" for file in holders)
-            raise MergeError(f"{part} was made in different ways: say which with {options}")
+            unclear.append(f"{part} ({' or '.join(f'--take {part}={file.path}' for file in holders)})")
         elif holders:
             sources[part] = holders[0]
         elif part != WORDS:
             raise MergeError(f"none of the files has {part}")
+    if unclear:
+        raise MergeError(f"made in different ways, so say where to take it from: {', '.join(unclear)}")
     for file in files[1:]:
         if file not in sources.values():
             raise MergeError(
@@ -220,8 +223,8 @@ def _same_content(files: Sequence[FeatureFile], joined: Sequence[_Rows]) -> None
                     continue
                 a, b = (file.read(rows.split, key)[rows.of[file.path]] for file in (first, other))
                 different = a != b
-                if a.dtype.kind == "f":
-                    different &= ~(np.isnan(a) & np.isnan(b))
+                if key in layout.LABELS:  # that the other file does not know a label is no contradiction
+                    different &= ~(np.isnan(b) if b.dtype.kind == "f" else b < 0)
                 differing += first.read(rows.split, "id")[rows.of[first.path]][different].tolist()
             if differing:
                 raise MergeError(
@@ -250,11 +253,13 @@ def _same_pieces(sources: Mapping[str, FeatureFile], joined: Sequence[_Rows]) ->
 
 def _write_head(file: h5py.File, first: FeatureFile, sources: Mapping[str, FeatureFile]) -> None:
     recipe = first.recipe | {part: sources[part].recipe.get(part) if part in sources else None for part in PARTS}
+    languages = [source.attrs["language"] for source in (first, *sources.values())]
+    language = next((spoken for spoken in languages if spoken != _UNKNOWN), _UNKNOWN)
     layout.write_head(
         file,
         aligned=first.aligned,
-        language=first.attrs["language"],
-        recipe=recipe | {"name": "merged"},
+        language=language,
+        recipe=recipe | {"name": "merged", "language": language},
         fingerprints={p: source.fingerprints[p] for p, source in sources.items() if p in source.fingerprints},
         class_names=json.loads(first.attrs["class_names"]),
         names={modality: sources[modality].feature_names(modality) for modality in layout.TIMED},

@@ -87,7 +87,7 @@ def test_words_of_the_other_file_are_renumbered(a: Path, b: Path) -> None:
 
 
 def test_what_was_made_in_the_same_way_needs_no_choice_and_the_rest_does(a: Path, b: Path) -> None:
-    with pytest.raises(MergeError, match=r"audio was made in different ways: say which with --take audio=\S*a.h5 or"):
+    with pytest.raises(MergeError, match=r"different ways.* audio \(--take audio=\S*a.h5 or --take audio=\S*b.h5\)"):
         merge([a, b], a.with_name("out.h5"))
     with pytest.raises(MergeError, match=r"nothing would be taken from \S*b.h5"):
         merge([a, b], a.with_name("out.h5"), {"audio": a})
@@ -187,6 +187,28 @@ class TestClipsThatDiffer:
             file[f"train/{key}"][row] = value
         with pytest.raises(MergeError, match=rf"differ in {key} of film1\$_\$3: make both from one label.csv"):
             merge([a, b], a.with_name("out.h5"), {"audio": b}, intersect=True)
+
+
+def test_a_converted_pickle_may_know_less(a: Path, b: Path) -> None:
+    """Neither its language nor every label; what it says must agree."""
+    with h5py.File(b, "a") as file:
+        file.attrs["language"] = "unknown"
+        for split in IDS:
+            file[f"{split}/regression_labels_T"][:] = np.nan
+            file[f"{split}/classification_labels"][:] = -1
+    for paths in ((a, b), (b, a)):
+        if paths[0] == b:
+            with pytest.raises(MergeError, match="differ in regression_labels_T"):
+                merge(paths, a.with_name("out.h5"), {"audio": a})
+            continue
+        merge(paths, a.with_name("out.h5"), {"audio": b})
+        with FeatureFile(a.with_name("out.h5")) as out:
+            assert out.attrs["language"] == out.recipe["language"] == "en"
+            assert np.isfinite(out.read("train", "regression_labels_T")).all()
+    with h5py.File(b, "a") as file:
+        file.attrs["language"] = "zh"
+    with pytest.raises(MergeError, match="differ in language: en and zh"):
+        merge([a, b], a.with_name("out.h5"), {"audio": b})
 
 
 def test_states_of_a_clip_follow_their_modality(a: Path, b: Path) -> None:
