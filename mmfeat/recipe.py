@@ -72,6 +72,10 @@ class Recipe(Config):
                 f"recipe {self.name!r}, section {part!r}: {_say(error)} (settings of {name!r}: {known})"
             ) from None
 
+    def changed(self, **sections: Any) -> Recipe:
+        """This recipe with other sections. Raises RecipeError as `load_recipe` does."""
+        return _checked({**self.model_dump(), **sections}, f"recipe {self.name!r}")
+
     def parts(self) -> tuple[str, ...]:
         """The parts that a clip is extracted in: each has its own shard."""
         return PARTS if self.words else PARTS[:-1]
@@ -147,16 +151,23 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
         raise RecipeError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold sections (vision, audio, text, words), not {type(content).__name__}")
+    return _checked({"name": path.stem, **content}, str(path))
+
+
+def _checked(content: dict[str, Any], where: str) -> Recipe:
+    """A recipe of which everything is known to exist: a wrong setting is found here, not in the middle of a run."""
     try:
-        found = Recipe.model_validate({"name": path.stem, **content})
+        found = Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_say(error)}") from None
+        raise RecipeError(f"{where}: {_say(error)}") from None
     for part in found.parts():
-        found.config(part)  # a wrong setting is found here, not in the middle of a run
-    if found.words and (spoken := words.ENTRIES[found.words["aligner"]].languages) and found.language not in spoken:
+        found.config(part)
+    if found.words and not words.ENTRIES[found.words["aligner"]].speaks(found.language):
+        known = words.ENTRIES[found.words["aligner"]].languages
+        others = ", ".join(entry.name for entry in words.ENTRIES.values() if entry.speaks(found.language))
         raise RecipeError(
-            f"{path}: aligner {found.words['aligner']!r} knows {', '.join(spoken)}, not language {found.language!r}; "
-            "choose another, or `words: null` to go without word times"
+            f"{where}: aligner {found.words['aligner']!r} knows {', '.join(known)}, not language {found.language!r}, "
+            f"which is known by: {others or 'none'}; choose one of them, or `words: null` to go without word times"
         )
     return found
 

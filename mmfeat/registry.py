@@ -42,6 +42,9 @@ class Entry:
     languages: tuple[str, ...] = ()
     """ISO 639-1 codes; empty: any."""
 
+    def speaks(self, language: str) -> bool:
+        return not self.languages or language in self.languages
+
     def missing(self) -> list[str]:
         return [package for package in self.packages if importlib.util.find_spec(package) is None]
 

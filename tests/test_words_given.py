@@ -21,6 +21,7 @@ from mmfeat.track import Waveform, Word
 from mmfeat.words import AlignmentError, find
 from mmfeat.words.formats import WRITERS, write
 from mmfeat.words.transcript import tokens
+from pipelines.cli import main
 from tests.media_files import tone, write_media
 
 
@@ -105,6 +106,8 @@ def test_a_clip_cut_out_of_a_recording(tmp_path: Path) -> None:
     assert found(file, "good day", 1.2, start=19.9, end=21.1) == [("good", 0.1, 0.5), ("day", 0.5, 1.1)]
     with pytest.raises(AlignmentError, match="there are none in it at that time"):
         found(file, "good day", 5.0, start=12, end=17)
+    with pytest.raises(AlignmentError, match=r"words: 'night' \(word 2\) is 'day' in the file$"):
+        found(file, "good night", 1.6, start=9.5, end=11.1)
 
 
 def test_words_outside_of_the_clip(tmp_path: Path) -> None:
@@ -223,3 +226,45 @@ def test_real_files(shared_data: Path) -> None:
     assert found(shared_data / "grid" / "bbaf2n.align", "Bin blue at F two now.", 3.0)[3] == ("F", 1.42, 1.64)
     with pytest.raises(AlignmentError, match=r"'uh' \(word 39\) is not in the file; 'words' \(word 51\) is 'word'"):
         found(folder / "acoustic_corpus.TextGrid", (folder / "acoustic_corpus.lab").read_text(), 26.7)
+
+
+@pytest.mark.parametrize("ending", sorted(WRITERS))
+def test_the_command_reads_back_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    """In the time of the recording, also for a part of it."""
+    media = write_media(tmp_path / "a.wav", sound=tone(4), sound_codec="pcm_s16le")
+    source = csv(tmp_path, ("so", 0.5, 0.9), ("it", 1.5, 1.75), ("rained", 1.75, 2.5), ("sp", 2.5, 3), ("hard", 3, 3.2))
+    said = tmp_path / "said.txt"
+    said.write_text("\ufeffIt rained,\nhard!", encoding="utf-8")
+    command = ["align", str(media), "--text-file", str(said), "--start", "1", "--end", "3.5", "--json"]
+    assert main([*command, "--words", str(source), "-o", str(tmp_path / f"out{ending}")]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert [(w["word"], w["start"], w["end"]) for w in first] == [
+        ("It", 1.5, 1.75),
+        ("rained", 1.75, 2.5),
+        ("hard", 3.0, 3.2),
+    ]
+    assert main([*command, "--words", str(tmp_path / f"out{ending}")]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (["--language", "zh"], 2, "knows en, not language 'zh', which is known by: "),
+        (["--aligner", "nonsense"], 2, "aligner 'nonsense' does not exist; there are: "),
+        (["-o", "words.doc"], 2, "-o words.doc: the ending must be one of .json"),
+        (["--set", "beams"], 2, "KEY=VALUE"),
+        (["--set", "beam=3"], 2, "beam: Extra inputs"),
+        (["--aligner", "given"], 4, "a.wav: there is no file of word times"),
+        (["--aligner", "pocketsphinx", "--words", "a.srt"], 2, "--words is for the aligner given"),
+        (["--aligner", "given", "--words", "no.srt"], 4, "there is no file of word times no.srt"),
+        (["--text-file", "no.txt"], 2, "no.txt: No such file"),
+    ],
+)
+def test_what_the_command_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], status: int, said: str
+) -> None:
+    media = write_media(tmp_path / "a.wav", sound=tone(1), sound_codec="pcm_s16le")
+    text = [] if "--text-file" in options else ["--text", "so"]
+    assert main(["align", str(media), *text, *options]) == status
+    assert said in capsys.readouterr().err

@@ -74,19 +74,15 @@ def write(words: Sequence[Word], path: Path, seconds: float) -> None:
     Times are rounded to a microsecond in JSON, CSV and TextGrid and to a millisecond in the others. Raises FormatError
     where the format does not exist or cannot hold these words, OSError where the file cannot be written.
     """
-    check_writable(path)
+    form = WRITERS.get(path.suffix.lower())
+    if form is None:
+        raise FormatError(f"{path}: word times are written as {', '.join(WRITERS)}, not as {path.suffix or 'this'!r}")
     try:
-        content = WRITERS[path.suffix.lower()](words, path.stem, seconds)
+        content = form(words, path.stem, seconds)
     except ValueError as error:
         raise FormatError(f"{path}: {error}") from None
     with atomic(path) as temporary:
         temporary.write_text(content, encoding="utf-8", newline="")
-
-
-def check_writable(path: Path) -> None:
-    """Raises FormatError where no format has the ending of `path`."""
-    if path.suffix.lower() not in WRITERS:
-        raise FormatError(f"{path}: word times are written as {', '.join(WRITERS)}, not as {path.suffix or 'this'!r}")
 
 
 def rows(words: Iterable[Word]) -> list[dict[str, str | float]]:

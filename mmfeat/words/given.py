@@ -82,10 +82,10 @@ class GivenAligner:
         words = tokens(text)
         if not words:
             return []
-        file, who = clip.words, f"clip {clip.id if clip.video_id else clip.clip_id}"
+        file, who = clip.words, f"clip {clip.id}: " if clip.video_id else ""
         if file is None or not file.is_file():
             endings = "" if file is None or file.suffix.lower() in READERS else f" ({', '.join(READERS)})"
-            raise AlignmentError(f"{who}: there is no file of word times {file}{endings}")
+            raise AlignmentError(f"{who}there is no file of word times {file}{endings}")
         spoken = {_letters(token.text) for token in words}
         stretches = [s for s in read(file, _names(clip), self.config.tier) if not _is_pause(s.text, spoken)]
         start, seconds = clip.start or 0.0, waveform.seconds
@@ -94,9 +94,9 @@ class GivenAligner:
         found = near.find([_forms(token) for token in words], seconds, anywhere=is_cut)
         if found is None:
             inside = [s for s in stretches if not is_cut or 0 <= (s.start + s.end) / 2 - start <= seconds]
-            difference = _difference([token.text for token in words], inside)
-            raise AlignmentError(f"{who}: {file} does not have the transcript's words: {difference}")
-        return list(_inside(words, found, seconds, f"{who}: {file}"))
+            difference = _difference([token.text for token in words], inside, ends=not is_cut)
+            raise AlignmentError(f"{who}{file} does not have the transcript's words: {difference}")
+        return list(_inside(words, found, seconds, f"{who}{file}"))
 
 
 def _names(clip: Clip) -> tuple[str, ...]:
@@ -204,8 +204,8 @@ def _runs(text: str, words: Sequence[tuple[str, ...]], begin: int) -> Iterator[l
         yield places[::-1]
 
 
-def _difference(transcript: Sequence[str], stretches: Sequence[Stretch]) -> str:
-    """What to change in one so that it becomes the other, in words."""
+def _difference(transcript: Sequence[str], stretches: Sequence[Stretch], ends: bool) -> str:
+    """How the file differs, in words; without `ends`, it may have more before and after the transcript."""
     file = [token.text for stretch in stretches for token in tokens(stretch.text)]
     if not file:
         return "there are none in it at that time"
@@ -217,7 +217,7 @@ def _difference(transcript: Sequence[str], stretches: Sequence[Stretch]) -> str:
             said.append(f"{ours!r} (word {a + 1}) is {theirs!r} in the file")
         elif kind == "delete":
             said.append(f"{ours!r} (word {a + 1}) is not in the file")
-        elif kind == "insert":
+        elif kind == "insert" and (ends or 0 < a < len(transcript)):
             said.append(
                 f"the file has {theirs!r} before word {a + 1}" if a < len(transcript) else f"{theirs!r} follows"
             )

@@ -2,45 +2,135 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipelines.exits import Exit, UsageError
 from pipelines.show import table
 
+if TYPE_CHECKING:
+    from mmfeat.recipe import Recipe
+    from mmfeat.track import Waveform, Word
+
 SUMMARY = "find when each word of a transcript is spoken"
 EXAMPLES = (
     'mmfeat align interview.mp4 --text "what a lovely day"',
-    'mmfeat align speech.wav --text "go forward ten meters" --json > words.json',
+    "mmfeat align interview.mp4 --text-file said.txt -o words.TextGrid",
+    'mmfeat align bus.wav --text "你好" --language zh --model MODEL   (a CTC model: hub name or folder)',
+    'mmfeat align speech.wav --text "go forward" --words speech.srt --json   (words that you have)',
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("media", type=Path, metavar="MEDIA", help="any video or audio file")
-    parser.add_argument("--text", required=True, help="what is said in it")
-    parser.add_argument("--recipe", default="default", metavar="NAME|FILE.yaml", help="its `words` section is used")
-    parser.add_argument("--start", type=float, metavar="SECONDS", help="cut the clip out of a longer file: from")
-    parser.add_argument("--end", type=float, metavar="SECONDS", help="cut the clip out of a longer file: to")
+    said = parser.add_mutually_exclusive_group(required=True)
+    said.add_argument("--text", help="what is said in it")
+    said.add_argument("--text-file", type=Path, metavar="FILE", help="what is said in it, in a UTF-8 file")
+    parser.add_argument(
+        "-o", dest="out", type=Path, metavar="FILE", help="write .json, .TextGrid, .ctm, .srt, .vtt, .csv"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--language", metavar="CODE", help="ISO 639-1; otherwise the recipe's")
+    parser.add_argument("--aligner", metavar="NAME", help="pocketsphinx, ctc or given; otherwise the recipe's")
+    parser.add_argument("--model", metavar="NAME|FOLDER", help="a transformers CTC model, for the aligner ctc")
+    parser.add_argument("--words", type=Path, metavar="FILE", help="a file of word times, for the aligner given")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the aligner; repeatable"
+    )
+    parser.add_argument("--recipe", default="default", metavar="NAME|FILE.yaml", help="its `words` section is used")
+    parser.add_argument(
+        "--start", type=float, metavar="SECONDS", help="only from here; times still count from MEDIA's start"
+    )
+    parser.add_argument("--end", type=float, metavar="SECONDS", help="only up to here")
 
 
 def run(args: argparse.Namespace) -> Exit:
-    from mmfeat.media import MediaError, open_media
+    """Times count from the start of MEDIA, also with --start: so do the files of words that --words reads."""
+    from mmfeat.words import formats
+
+    if args.out and args.out.suffix.lower() not in formats.WRITERS:
+        raise UsageError(f"-o {args.out}: the ending must be one of {', '.join(formats.WRITERS)}")
+    text, recipe = _text(args), _recipe(args)
+    sound = _sound(args)
+    origin = args.start or 0.0
+    found = _words(args, recipe, sound, text)
+    words = [replace(word, start=word.start + origin, end=word.end + origin) for word in found]
+    if args.out:
+        formats.write(words, args.out, sound.seconds + origin)
+    if args.json:
+        print(json.dumps(formats.rows(words), ensure_ascii=False, indent=1))
+        return Exit.OK
+    shown = [(w.text, f"{w.start:.3f}", f"{w.end:.3f}", f"{w.confidence:.2f}") for w in words]
+    columns = ("word", "start", "end", "confidence")
+    table(f"{args.media}, seconds", columns, shown, numbers=columns[1:])
+    if args.out:
+        print(f"\n{args.out}: written")
+    return Exit.OK
+
+
+def _text(args: argparse.Namespace) -> str:
+    if args.text is not None:
+        return args.text
+    try:
+        return args.text_file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{args.text_file} is not UTF-8 (byte {error.start})") from None
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe with what the command line says of its `words` section."""
+    import yaml
+
     from mmfeat.recipe import load_recipe
 
     recipe = load_recipe(args.recipe)
-    if recipe.words is None:
-        raise UsageError(f"recipe {recipe.name!r} has no `words` section")
-    with open_media(args.media, args.start, args.end) as media:
-        media.skip_video()
-        sound = media.waveform()
+    section = dict(recipe.words or {})
+    name = args.aligner or ("given" if args.words else "ctc" if args.model else section.get("aligner"))
+    if name is None:
+        raise UsageError(f"recipe {recipe.name!r} has no `words` section: choose an aligner with --aligner")
+    if name != section.get("aligner"):
+        section = {"aligner": name}
+    for setting in args.set:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: a setting is written KEY=VALUE")
+        try:
+            section[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            section[key.strip()] = value
+    if args.model:
+        section["model"] = args.model
+    if args.words and name != "given":
+        raise UsageError(f"--words is for the aligner given, not for {name}")
+    return recipe.changed(words=section, language=args.language or recipe.language)
+
+
+def _sound(args: argparse.Namespace) -> Waveform:
+    from mmfeat.media import MediaError, open_media
+
+    try:
+        with open_media(args.media, args.start, args.end) as media:
+            media.skip_video()
+            sound = media.waveform()
+    except MediaError as error:
+        raise MediaError(f"{args.media}: {error}") from None
     if sound is None or not len(sound.samples):
         raise MediaError(f"{args.media} has no sound")
-    words = recipe.make("words")(sound, args.text)
-    rows = [{"word": w.text, "start": w.start, "end": w.end, "confidence": w.confidence} for w in words]
-    if args.json:
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
-    else:
-        shown = [(w.text, f"{w.start:.3f}", f"{w.end:.3f}", f"{w.confidence:.2f}") for w in words]
-        columns = ("word", "start", "end", "confidence")
-        table(f"{args.media}, seconds", columns, shown, numbers=columns[1:])
-    return Exit.OK
+    return sound
+
+
+def _words(args: argparse.Namespace, recipe: Recipe, sound: Waveform, text: str) -> list[Word]:
+    from mmfeat.corpus import Clip
+    from mmfeat.words import AlignmentError
+
+    clip = Clip(
+        "", args.media.stem, "test", args.media, text, math.nan, start=args.start, end=args.end, words=args.words
+    )
+    clip = recipe.locate(clip)
+    aligner: Any = recipe.make("words")
+    try:
+        return aligner(sound, text, clip) if clip.words else aligner(sound, text)
+    except AlignmentError as error:
+        raise AlignmentError(f"{args.media}: {error}") from None
