@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmc.attention import attend, dropout
 from cmc.config import Config
 from cmc.data import Batch
+
+_PAIRS = 1 << 18  # of steps in a bucket: with 4 heads, 4 MB of attention weights
 
 
 class Output(NamedTuple):
@@ -19,22 +24,16 @@ class Output(NamedTuple):
     """Shape (B, d), unit rows; zero where the clip lacks the modality."""
 
 
-class MaskedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the steps that exist: padding enters neither statistics nor output."""
+class RowNorm(nn.BatchNorm1d):
+    """BatchNorm that takes one row for what it is: without a variance, and normalised by what was seen so far."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, L, D), mask (B, L) bool → (B, L, D), zero where masked."""
-        if mask is None:
-            return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        rows = x[mask]
-        if self.training and len(rows) < 2:
-            # One step has no variance: normalise it by what was seen so far.
-            rows = functional.batch_norm(
-                rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, D) or (B, D, L) → the same shape."""
+        if self.training and x.dim() == 2 and len(x) == 1:
+            return functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        elif len(rows):
-            rows = super().forward(rows)
-        return torch.zeros_like(x).masked_scatter(mask[:, :, None], rows)
+        return super().forward(x)
 
 
 class TextModel(nn.Module):
@@ -68,7 +67,7 @@ class Branch(nn.Module):
         super().__init__()
         self.modality = modality
         self.text_model = text_model
-        self.norm = None if modality == "text" else MaskedBatchNorm(columns)
+        self.norm = None if modality == "text" else RowNorm(columns)
         self.proj = nn.Conv1d(columns, config.width, 1, bias=False)
         layer = nn.TransformerEncoderLayer(
             config.width, config.heads, 4 * config.width, config.dropout, batch_first=True, norm_first=True
@@ -81,36 +80,64 @@ class Branch(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         x = self.text_model(batch.tokens) if self.text_model is not None else batch.inputs[self.modality]
         mask = batch.masks[self.modality]
+        if mask is not None:
+            return self._of_steps(x, mask)
+        x = x.transpose(1, 2)
+        x = self.proj(x if self.norm is None else self.norm(x)).transpose(1, 2)
+        return functional.normalize(self.encoder(x).mean(1), dim=1)
+
+    def _of_steps(self, x: Tensor, mask: Tensor) -> Tensor:
+        """h (B, d) of the steps of x (B, L, D) in mask (B, L) alone; 0 for a clip that has none.
+
+        Steps have no order here, so they are packed: rows of clips from the shortest to the longest.
+        """
+        h = x.new_zeros(len(x), self.proj.out_channels)
+        lengths = mask.sum(1)
+        order = lengths.argsort(stable=True)
+        order = order[lengths[order] > 0]
+        if not len(order):
+            return h
+        clip, step = mask[order].nonzero(as_tuple=True)
+        rows = x.flatten(0, 1).index_select(0, order[clip] * x.shape[1] + step)
         if self.norm is not None:
-            x = self.norm(x, mask)
-        x = self.proj(x.transpose(1, 2)).transpose(1, 2)
-        if mask is None:
-            return functional.normalize(self.encoder(x).mean(1), dim=1)
-        # Attention over nothing is NaN, so a clip that lacks the modality attends to its own padding; its h is zeroed.
-        present = mask.any(1, keepdim=True)
-        x = encode(self.encoder, x, mask | ~present)
-        weights = mask.to(x.dtype)[:, :, None]
-        mean = (x * weights).sum(1) / weights.sum(1).clamp_min(1.0)
-        return functional.normalize(mean, dim=1)
+            rows = self.norm(rows)
+        rows = functional.linear(rows, self.proj.weight.squeeze(2))
+        means = [
+            (encode(self.encoder, padded, there) * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
+            for padded, there in buckets(rows, lengths[order])
+        ]
+        return h.index_copy(0, order, functional.normalize(torch.cat(means), dim=1))
+
+
+def buckets(rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Packed clips (rows, d) with ascending lengths (B,) as batches (b, L, d) and masks (b, L), padded as little.
+
+    A bucket is as large as attention in it stays in the processor's cache; elsewhere than on a CPU there is just one.
+    """
+    most = _PAIRS if rows.device.type == "cpu" else math.inf
+    sizes = [0]
+    for length in lengths.tolist():
+        if sizes[-1] and (sizes[-1] + 1) * length**2 > most:
+            sizes.append(0)
+        sizes[-1] += 1
+    groups = lengths.split(sizes)
+    for packed, group in zip(rows.split([int(group.sum()) for group in groups]), groups, strict=True):
+        step = torch.arange(int(group[-1]), device=rows.device)
+        there = step < group[:, None]
+        place = ((group.cumsum(0) - group)[:, None] + step).where(there, 0)
+        yield packed.index_select(0, place.flatten()).unflatten(0, place.shape), there
 
 
 def encode(encoder: nn.TransformerEncoder, x: Tensor, mask: Tensor) -> Tensor:
-    """What `encoder` does to x (B, L, d) where each clip attends to its steps in mask (B, L), but for two things.
-
-    Attention weights are not dropped, for next to nothing, and torch's shortcut for inference, which stores the whole
-    (L, L) matrix, is not taken: both would keep torch from its fused attention.
-    """
-    bias = None
-    if not mask.all():
-        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -torch.inf)[:, None, None]
+    """What `encoder` does to x (B, L, d) where each clip attends to its steps in mask (B, L), but for one thing:
+    attention weights are not dropped, which fast attention cannot do, for next to nothing."""
     for made in encoder.layers:
         layer = cast(nn.TransformerEncoderLayer, made)
-        attention = layer.self_attn
-        rows = functional.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
-        q, k, v = rows.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-        x = x + layer.dropout1(attention.out_proj(mixed))
-        x = x + layer.dropout2(layer.linear2(layer.dropout(layer.linear1(layer.norm2(x)).relu())))
+        attention, training = layer.self_attn, layer.training
+        qkv = functional.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
+        x = x + dropout(attention.out_proj(attend(qkv, attention.num_heads, mask)), layer.dropout1.p, training)
+        inner = dropout(layer.linear1(layer.norm2(x)).relu(), layer.dropout.p, training)
+        x = x + dropout(layer.linear2(inner), layer.dropout2.p, training)
     return x
 
 

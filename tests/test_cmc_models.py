@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmc.attention import attend, dropout
 from cmc.checkpoint import from_reference, to_reference
 from cmc.config import MODALITIES, Config
 from cmc.data import Batch, Split
 from cmc.ema import Average, span_momentum
 from cmc.fusion import Multimodal, Router, fuse
-from cmc.unimodal import MaskedBatchNorm, Unimodal, encode
+from cmc.unimodal import Unimodal, buckets, encode
 
 COLUMNS = {"text": 6, "audio": 5, "vision": 4}
 STEPS = {"text": 7, "audio": 12, "vision": 9}
@@ -80,21 +81,22 @@ def test_reference_mode_depends_on_padding_as_published() -> None:
 
 
 def test_batch_norm_counts_only_steps_that_exist() -> None:
-    generator = torch.Generator().manual_seed(1)
-    x, mask = torch.randn(4, 9, 3, generator=generator), torch.rand(4, 9, generator=generator) > 0.4
-    masked, plain = MaskedBatchNorm(3), nn.BatchNorm1d(3)
-    output, expected = masked(x.masked_fill(~mask[:, :, None], 1e6), mask), plain(x[mask])
-    torch.testing.assert_close(output[mask], expected)
-    torch.testing.assert_close(masked.running_mean, plain.running_mean)
-    torch.testing.assert_close(masked.running_var, plain.running_var)
-    assert (output[~mask] == 0).all()
+    split = clips(4)
+    mask, x = split.masks["audio"], split.inputs["audio"]
+    built, plain = Unimodal("audio", 5, 3, Config()).train(), nn.BatchNorm1d(5)
+    plain(x[mask])
+    noisy = replace(split, inputs={**split.inputs, "audio": x.masked_fill(~mask[:, :, None], 1e6)})
+    built(whole(noisy))
+    torch.testing.assert_close(built.branch.norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(built.branch.norm.running_var, plain.running_var)
 
 
-def test_batch_norm_of_one_or_no_step() -> None:
-    norm = MaskedBatchNorm(3)
-    for steps in (0, 1):
-        mask = torch.arange(4)[None] < steps
-        assert torch.isfinite(norm(torch.randn(1, 4, 3), mask)).all()
+@pytest.mark.parametrize("steps", [0, 1])
+def test_training_on_one_or_no_step(steps: int) -> None:
+    split = clips(1)
+    split.masks["audio"][:] = torch.arange(STEPS["audio"]) < steps
+    output = Unimodal("audio", 5, 3, Config()).train()(whole(split))
+    assert torch.isfinite(output.logits).all() and bool(output.h.any()) == bool(steps)
 
 
 @pytest.mark.parametrize("gone", MODALITIES)
@@ -189,13 +191,63 @@ def test_published_names_and_back() -> None:
         from_reference({"fc.weight": torch.zeros(1)})
 
 
+def test_attention_and_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(2)
+    qkv = torch.randn(3, 7, 24, dtype=torch.float64, generator=generator, requires_grad=True)
+    mask = torch.arange(7) < torch.tensor([7, 1, 4])[:, None]
+    q, k, v = qkv.unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+    torch.testing.assert_close(attend(qkv, 2, mask), expected.transpose(1, 2).flatten(2))
+    assert torch.autograd.gradcheck(lambda x: attend(x, 2, mask), qkv)
+
+
+def test_attention_of_large_scores() -> None:
+    qkv = 300 * torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(4))
+    qkv.requires_grad_()
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    output = attend(qkv, 2, mask)
+    output.sum().backward()
+    exact = attend(qkv.detach().double(), 2, mask)
+    torch.testing.assert_close(output.double(), exact, atol=0.1, rtol=1e-3)
+    assert torch.isfinite(qkv.grad).all()
+
+
 @torch.no_grad()
-def test_fused_attention_is_the_encoder_that_torch_has() -> None:
+def test_encoder_is_the_one_that_torch_has() -> None:
     split = clips(6)
     branch = model().branches["audio"]
     mask = split.masks["audio"]
     x = torch.randn(*mask.shape, 32, generator=torch.Generator().manual_seed(3))
     expected = branch.encoder(x, src_key_padding_mask=~mask)
     torch.testing.assert_close(encode(branch.encoder, x, mask)[mask], expected[mask], atol=1e-5, rtol=0)
-    full = torch.ones_like(mask)
-    torch.testing.assert_close(encode(branch.encoder, x, full), branch.encoder(x), atol=1e-5, rtol=0)
+
+
+def test_buckets_change_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, gradients = clips(9), []
+    for pairs in (1, 1 << 18):
+        monkeypatch.setattr("cmc.unimodal._PAIRS", pairs)
+        built = model()
+        output = built(whole(split)).logits
+        output.square().sum().backward()
+        gradients.append([output, *(p.grad for p in built.parameters() if p.grad is not None)])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_buckets_hold_every_row_once() -> None:
+    lengths = torch.tensor([1, 1, 3, 4])
+    rows = torch.arange(9.0)[:, None]
+    parts = list(buckets(rows, lengths))
+    assert torch.equal(torch.cat([padded[there] for padded, there in parts]), rows)
+    assert torch.equal(torch.cat([there.sum(1) for _, there in parts]), lengths)
+
+
+def test_dropout_keeps_the_mean_and_masks_the_gradient() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(999, 101, requires_grad=True)
+    y = dropout(x, 0.1, True)
+    y.sum().backward()
+    assert float((y == 0).float().mean()) == pytest.approx(0.1, abs=0.004)
+    assert float(y.detach().mean()) == pytest.approx(1, abs=0.005)
+    assert torch.equal(y, x.grad)
+    assert dropout(x, 0.1, False) is x
