@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,19 @@ from torch import Tensor, nn
 from cmc.config import LETTERS, Config
 from cmc.data import Batch, Split, Task
 from cmc.fusion import Fused, Multimodal
+from cmc.journal import Journal
 from cmc.losses import cross_entropy
-from cmc.training import Best, Report, contrast, only_present, optimizer, silent, snapshot
+from cmc.training import (
+    Best,
+    Report,
+    contrast,
+    load_owned,
+    only_present,
+    optimizer,
+    owned,
+    silent,
+    snapshot,
+)
 
 
 @dataclass
@@ -101,21 +113,49 @@ def finetune(
     config: Config,
     task: Task,
     report: Report = silent,
+    journal: Journal | None = None,
 ) -> Finetuned:
-    """Run stage 2 until validation loss has not improved for `patience` epochs; Ctrl-C ends it with the best so far."""
+    """Run stage 2 until validation loss has not improved for `patience` epochs, from where `journal` says that it was.
+
+    Ctrl-C ends it with the best so far.
+    """
+    journal = journal or Journal()
     stage = Finetuning(model, train, valid, labels, config, task)
     order = torch.Generator().manual_seed(config.seed + 1)
     best, kept = Best(config.gain), Finetuned(snapshot(model), 0)
+    epoch = 0
+
+    def state() -> dict[str, Any]:
+        return {
+            "live": owned(model),
+            "optimizer": stage.optimizer.state_dict(),
+            "order": order.get_state(),
+            "best": (best.value, best.epoch),
+            "weights": kept.weights,
+            "best_epoch": kept.best_epoch,
+            "history": kept.history,
+        }
+
+    def ended() -> bool:
+        return epoch == config.epochs or epoch - best.epoch >= config.patience
+
+    if before := journal.restore("finetune"):
+        load_owned(model, before["live"])
+        stage.optimizer.load_state_dict(before["optimizer"])
+        order.set_state(before["order"])
+        best.value, best.epoch = before["best"]
+        kept = Finetuned(before["weights"], before["best_epoch"], before["history"])
+        epoch = len(kept.history)
     try:
-        for epoch in range(1, config.epochs + 1):
+        while not ended():
+            epoch += 1
             trained = stage.train_epoch(train.batches(config.batch_size, order))
             valid_loss = stage.validate()
             kept.history.append({"epoch": epoch, "train": trained, "valid": valid_loss})
             if best.improves(valid_loss, epoch):
                 kept.weights, kept.best_epoch = snapshot(model), epoch
+            journal.write("finetune", state, ended())
             report("finetune", epoch, config.epochs, {"train": trained, "valid": valid_loss})
-            if epoch - best.epoch >= config.patience:
-                break
     except KeyboardInterrupt:
         kept.interrupted = True
     return kept

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,20 @@ from torch import Tensor
 from cmc.config import LETTERS, Config, UsageError
 from cmc.data import Batch, Split, Task
 from cmc.ema import Average, span_momentum
+from cmc.journal import Journal
 from cmc.losses import cross_entropy
 from cmc.pseudo_labels import PseudoLabels, momentum
-from cmc.training import Best, Report, contrast, only_present, optimizer, silent, snapshot
+from cmc.training import (
+    Best,
+    Report,
+    contrast,
+    load_owned,
+    only_present,
+    optimizer,
+    owned,
+    silent,
+    snapshot,
+)
 from cmc.unimodal import Output, Unimodal
 
 Order = Callable[[Split], Iterable[Batch]]
@@ -57,6 +69,28 @@ class Pretraining:
     def _average(self, model: Unimodal) -> Average[Unimodal]:
         text = model.branch.text_model
         return Average(model, self.config.calibrated, [text] if text is not None and text.frozen else [])
+
+    def state(self) -> dict[str, Any]:
+        """All that changes from step to step, but for the generators."""
+        return {
+            "live": {m: owned(model) for m, model in self.models.items()},
+            "averaged": {m: owned(average.model) for m, average in self.averages.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "labels": {name: {m: made.states for m, made in per.items()} for name, per in self.labels.items()},
+            "steps": self.steps,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        for m, model in self.models.items():
+            load_owned(model, state["live"][m])
+        for m, average in self.averages.items():
+            load_owned(average.model, state["averaged"][m])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, per in self.labels.items():
+            for m, made in per.items():
+                made.states = state["labels"][name][m]
+        self.steps = state["steps"]
 
     def judged(self, modality: str) -> Unimodal:
         """The model that is validated, kept, and in calibrated mode asked for labels; in evaluation mode."""
@@ -137,22 +171,54 @@ class Pretraining:
 
 
 def pretrain(
-    models: Mapping[str, Unimodal], train: Split, valid: Split, config: Config, task: Task, report: Report = silent
+    models: Mapping[str, Unimodal],
+    train: Split,
+    valid: Split,
+    config: Config,
+    task: Task,
+    report: Report = silent,
+    journal: Journal | None = None,
 ) -> Pretrained:
-    """Run stage 1 until no modality has improved for `patience` epochs.
+    """Run stage 1 until no modality has improved for `patience` epochs, from where `journal` says that it was.
 
     Ctrl-C ends it after at least one whole epoch with what is best so far. Raises UsageError where annotated labels
     are asked for and there are none.
     """
     if config.labels == "annotated" and not any((train.label(LETTERS[m]) >= 0).any() for m in models):
         raise UsageError("the training split has no annotated unimodal labels: train with --labels pseudo")
+    journal = journal or Journal()
     stage = Pretraining(models, train, valid, config, task)
     order = torch.Generator().manual_seed(config.seed)
     steps = -(-len(train) // config.batch_size)
     best = {m: Best(config.gain) for m in models}
     kept = Pretrained({}, {"train": {}, "valid": {}}, {})
+    epoch = 0
+
+    def state() -> dict[str, Any]:
+        return {
+            "stage": stage.state(),
+            "order": order.get_state(),
+            "best": {m: (value.value, value.epoch) for m, value in best.items()},
+            "weights": kept.weights,
+            "states": kept.states,
+            "best_epoch": kept.best_epoch,
+            "history": kept.history,
+        }
+
+    def ended() -> bool:
+        last = max(value.epoch for value in best.values())
+        return epoch == config.pretrain_epochs or epoch - last >= config.patience
+
+    if before := journal.restore("pretrain"):
+        stage.restore(before["stage"])
+        order.set_state(before["order"])
+        for m, value in best.items():
+            value.value, value.epoch = before["best"][m]
+        kept = Pretrained(before["weights"], before["states"], before["best_epoch"], before["history"])
+        epoch = len(kept.history)
     try:
-        for epoch in range(1, config.pretrain_epochs + 1):
+        while not ended():
+            epoch += 1
             trained = stage.train_epoch(epoch, train.batches(config.batch_size, order), steps)
             losses = stage.validate(epoch)
             changed = {m: _changed(stage.labels["train"][m], train) for m in models}
@@ -166,11 +232,10 @@ def pretrain(
             for m in improved if config.calibrated or not improved else models:
                 for split in kept.states:
                     kept.states[split][m] = stage.labels[split][m].copy()
+            journal.write("pretrain", state, ended())
             report(
                 "pretrain", epoch, config.pretrain_epochs, losses | {"relabelled": sum(changed.values()) / len(models)}
             )
-            if epoch - max(value.epoch for value in best.values()) >= config.patience:
-                break
     except KeyboardInterrupt:
         if len(kept.weights) < len(models):
             raise

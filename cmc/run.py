@@ -69,7 +69,7 @@ def write(
 ) -> None:
     """Write a run. An older one in the folder is no longer one before its files are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").unlink(missing_ok=True)
+    forget(folder)
     with atomic(folder / "model.safetensors") as path:
         save_file(_contiguous(model), path)
     stacked = {f"{m}.{name}": tensor for m, weights in unimodal.items() for name, tensor in weights.items()}
@@ -83,6 +83,11 @@ def write(
     text = json.dumps(values, indent=1, ensure_ascii=False)
     with atomic(folder / "run.json") as path:
         path.write_text(text, encoding="utf-8")
+
+
+def forget(folder: Path) -> None:
+    """Make what is in the folder no run any more."""
+    (folder / "run.json").unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Record:

@@ -22,6 +22,7 @@ from cmc.config import Config
 from cmc.data import DataError, Split, Task, load, open_features, task_of, values_of
 from cmc.finetune import Finetuning, finetune, frozen_labels, transfer
 from cmc.fusion import Multimodal
+from cmc.journal import Journal, RunJournal
 from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import pretrain
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
@@ -88,20 +89,36 @@ def content_digest(file: FeatureFile) -> str:
     return digest.hexdigest()
 
 
-def train(path: Path, folder: Path, config: Config, report: Report = silent) -> runs.Record:
+def train(path: Path, folder: Path, config: Config, report: Report = silent, resume: bool = False) -> runs.Record:
     """Train on a feature file and write a run folder.
 
     Ctrl-C in either stage writes what there is by then, with status `interrupted`; before the first epoch's end there
-    is nothing, and KeyboardInterrupt goes on. Same file, config, machine and thread count: same weights, bit for bit.
+    is nothing, and KeyboardInterrupt goes on. With `resume`, training that was interrupted or killed goes on after the
+    last epoch that it wrote down (see journal). Same file, config, machine and thread count: same weights, bit for bit.
+    Raises RunError where an unfinished run cannot go on, saying why.
     """
     started = time.monotonic()
     material = open_material(path, config)
-    seed_everything(config.seed)
-    result = fit(material, config, report)
-    record = replace(result.record, seconds=round(time.monotonic() - started, 1))
-    ids = {"train": material.train.ids, "valid": material.valid.ids}
-    runs.write(folder, record, result.weights, result.unimodal, result.states, ids)
+    with RunJournal(folder, conditions(material, config), resume) as journal:
+        seed_everything(config.seed)
+        result = fit(material, config, report, journal)
+        record = replace(result.record, seconds=round(journal.seconds + time.monotonic() - started, 1))
+        ids = {"train": material.train.ids, "valid": material.valid.ids}
+        runs.write(folder, record, result.weights, result.unimodal, result.states, ids)
+        if record.status == "finished":
+            journal.remove()
     return record
+
+
+def conditions(material: Material, config: Config) -> dict[str, Any]:
+    """What the weights depend on, and so must be the same where training goes on."""
+    packages = ("torch", "threads") + (("transformers",) if material.encoder else ())
+    return {
+        "config": config.model_dump(mode="json"),
+        "features": material.features["content"],
+        **{name: versions()[name] for name in packages},
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +130,8 @@ class Fitted:
     record: runs.Record
 
 
-def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
-    """Both stages on what is in memory. Seed before calling."""
+def fit(material: Material, config: Config, report: Report = silent, journal: Journal | None = None) -> Fitted:
+    """Both stages. Seed before calling."""
     task, train, valid = material.task, material.train, material.valid
     both_stages = config.labels == "annotated" or not config.calibrated
     encoder = None
@@ -125,7 +142,7 @@ def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
         m: Unimodal(m, material.columns[m], task.classes, config, encoder if m == "text" and both_stages else None)
         for m in config.modalities
     }
-    first = pretrain(models, train, valid, config, task, report)
+    first = pretrain(models, train, valid, config, task, report, journal)
     if encoder is not None:
         encoder.frozen = False
     model = Multimodal(material.columns, task.classes, config, encoder)
@@ -134,7 +151,7 @@ def fit(material: Material, config: Config, report: Report = silent) -> Fitted:
     weights, interrupted = {n: t.detach().clone() for n, t in model.state_dict().items()}, first.interrupted
     labels = frozen_labels(first.states, {"train": train, "valid": valid}, config)
     if not interrupted:
-        second = finetune(model, train, valid, labels, config, task, report)
+        second = finetune(model, train, valid, labels, config, task, report, journal)
         weights, interrupted = second.weights, second.interrupted
         history["finetune"], epochs["finetune"] = second.history, second.best_epoch
         model.load_state_dict(weights)

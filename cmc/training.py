@@ -101,13 +101,21 @@ class Best:
         return True
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all weights that `model` owns; a frozen text encoder's are not among them."""
+def owned(model: nn.Module) -> dict[str, Tensor]:
+    """All weights that `model` owns, not copied; a frozen text encoder's are not among them."""
     frozen = tuple(
         f"{name}." for name, module in model.named_modules() if name.endswith("text_model") and module.frozen
     )
-    return {
-        name: tensor.detach().clone()
-        for name, tensor in model.state_dict().items()
-        if not (frozen and name.startswith(frozen))
-    }
+    return {name: tensor for name, tensor in model.state_dict().items() if not (frozen and name.startswith(frozen))}
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights that `model` owns."""
+    return {name: tensor.detach().clone() for name, tensor in owned(model).items()}
+
+
+def load_owned(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put back what `owned` gave. Raises ValueError where names differ."""
+    if wrong := owned(model).keys() ^ weights.keys():
+        raise ValueError(f"weights do not fit: {', '.join(sorted(wrong))}")
+    model.load_state_dict(weights, strict=False)

@@ -98,10 +98,10 @@ def _train(places: Places, stages: Stages, seeds: int) -> None:
         content = content_digest(file)
     inputs = {"features": content, "seeds": seeds, "code": source_digest("cmc")}
     outputs = [places.model / ("seeds.json" if seeds > 1 else "run.json")]
-    # Runs of other features or other code are replaced; those of an interrupted try are kept.
-    again = [] if stages.was_cut_short("train", inputs) else ["--overwrite"]
+    # Runs of other features or other code are replaced; an interrupted try goes on.
+    again = "--resume" if stages.was_cut_short("train", inputs) else "--overwrite"
     _headline("Training", _spoken(command))
-    if not stages.run("train", inputs, outputs, lambda: _cmc([*command, *again])):
+    if not stages.run("train", inputs, outputs, lambda: _cmc([*command, again])):
         print(f"{places.model} is up to date.")
 
 

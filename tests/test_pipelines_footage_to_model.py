@@ -119,7 +119,7 @@ def test_training_that_was_interrupted_goes_on_instead_of_starting_anew(steps, t
     steps.status = Exit.INTERRUPTED
     assert footage_to_model(steps.corpus, tmp_path / "out") == Exit.INTERRUPTED
     steps.status = 0
-    assert run(steps, tmp_path / "out") == ["train --seeds", *ALL[2:]]
+    assert run(steps, tmp_path / "out") == ["train --seeds --resume", *ALL[2:]]
 
 
 def test_a_step_that_fails_ends_the_run_with_its_status(steps, tmp_path):
