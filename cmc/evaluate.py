@@ -37,6 +37,7 @@ from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from mmfeat.files import atomic
 from mmfeat.layout import REGRESSION, FeatureFile, polarity
 
+CLASS = "classification_labels"
 ROUTER_BINS = 20
 """Of router weights, over 0 to 1."""
 
@@ -282,9 +283,11 @@ def _check_unseen(folder: Path, ids: tuple[str, ...]) -> None:
 
 def _check_same_labels(task: Task, file: FeatureFile, split: str) -> None:
     """Raises RunError where a run of polarity meets named classes, or the other way round."""
-    if task.is_polarity and not np.isfinite(file.read(split, REGRESSION)).any():
+    known = np.isfinite(file.read(split, REGRESSION)) if task.is_polarity else file.read(split, CLASS) >= 0
+    if not known.any():
+        kind = "numbers" if task.is_polarity else "classes"
         raise runs.RunError(
-            f"the run predicts {', '.join(task.class_names)}; split {split!r} of {file.path} has no labels in numbers"
+            f"the run predicts {', '.join(task.class_names)}; split {split!r} of {file.path} has no {kind} for labels"
         )
 
 

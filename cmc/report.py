@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,6 +132,17 @@ def _show_classes(console: Console, result: Mapping[str, Any]) -> None:
     for (name, figures), (train, here) in zip(result["per_class"].items(), clips, strict=True):
         table.add_row(name, str(train), str(here), *(percent(figures[key]) for key in ("precision", "recall", "f1")))
     console.print(table)
+    for note in unseen(result["class_names"], result["class_clips"]["train"]):
+        console.print(f"{note}.", highlight=False)
+
+
+def unseen(class_names: Sequence[str], train_clips: Sequence[int]) -> list[str]:
+    """What is to be said of classes that cannot have been learnt."""
+    return [
+        f"no training clip is {name!r}: it cannot be learnt, and is never right where it is true"
+        for name, clips in zip(class_names, train_clips, strict=True)
+        if not clips
+    ]
 
 
 def _show_calibration(console: Console, result: Mapping[str, Any]) -> None:

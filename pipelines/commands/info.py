@@ -84,7 +84,7 @@ def _show_making(file: FeatureFile) -> None:
     for part, fingerprint in file.fingerprints.items():
         section = recipe.get(part) or {}
         rows.append((part, section.get("extractor") or section.get("aligner") or "unknown", fingerprint))
-    table(f"Recipe {recipe['name']!r}, language {recipe['language']}", ("part", "made by", "fingerprint"), rows)
+    table(f"Recipe {recipe['name']!r}, language {file.attrs['language']}", ("part", "made by", "fingerprint"), rows)
     versions = json.loads(file.attrs["versions"])
     print(f"\nMade {file.attrs['created']} with {', '.join(f'{name} {v}' for name, v in versions.items())}")
 
