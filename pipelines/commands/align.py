@@ -18,8 +18,8 @@ SUMMARY = "find when each word of a transcript is spoken"
 EXAMPLES = (
     'mmfeat align interview.mp4 --text "what a lovely day"',
     "mmfeat align interview.mp4 --text-file said.txt -o words.TextGrid",
-    'mmfeat align bus.wav --text "你好" --language zh --model MODEL   (a CTC model: hub name or folder)',
-    'mmfeat align speech.wav --text "go forward" --words speech.srt --json   (words that you have)',
+    'mmfeat align speech.wav --text "go forward" --words speech.srt -o speech.TextGrid',
+    'mmfeat align speech.wav --text "你好" --language zh --model models/wav2vec2-chinese',
 )
 
 
