@@ -13,10 +13,11 @@ DESCRIPTION = """\
 Train CMC on a feature file: stage 1 makes pseudo labels, stage 2 the consensus of the modalities.
 
 A folder with a finished run is left as it is: the same call again says so and is done, another one needs --overwrite.
-An interrupted run is trained anew."""
+A run that was interrupted or killed goes on with --resume, to the weights that it would have had."""
 EXAMPLES = (
     "cmc train features.h5 -o runs/first",
     "cmc train features.h5 -o runs/five --seeds 5",
+    "cmc train features.h5 -o runs/five --seeds 5 --resume",
     "cmc train features.h5 -o runs/frozen --text freeze --layers 1",
 )
 CONFIG = True
@@ -25,7 +26,11 @@ CONFIG = True
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="folder for the run")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="go on with an unfinished run; start it where there is none"
+    )
+    again.add_argument("--overwrite", action="store_true", help="replace what run there is")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs with seeds SEED, SEED+1, …")
     add_threads(parser)
 
@@ -43,23 +48,25 @@ def run(args: argparse.Namespace) -> int:
     names = [""] if args.seeds == 1 else [f"seed-{config.seed + k}" for k in range(args.seeds)]
     if (args.out / ("run.json" if args.seeds > 1 else seeds.INDEX)).exists() and not args.overwrite:
         raise UsageError(f"{args.out} holds another kind of run: choose another folder, or --overwrite")
+    if args.overwrite:
+        _clear(args.features, [args.out / name for name in names])
     records = []
     for k, name in enumerate(names):
         label = f"{name}: " if name else ""
         wanted = config.model_copy(update={"seed": config.seed + k})
-        done = None if args.overwrite else _done(args.out / name, args.features, wanted)
+        done = _done(args.out / name, args.features, wanted, args.resume)
         if done is None:
             from cmc.train import train
 
             with progress(label) as report:
-                done = train(args.features, args.out / name, wanted, report)
+                done = train(args.features, args.out / name, wanted, report, args.resume)
         else:
             print(f"{label}already trained, nothing to do (--overwrite trains again)")
         records.append(done)
         for note in unseen(done.task.class_names, done.majority) if k == 0 else ():
             print(f"note: {note}", file=sys.stderr)
         if done.status == "interrupted":
-            print(f"interrupted: {args.out / name} holds the best model so far", file=sys.stderr)
+            print(f"interrupted: {args.out / name} holds the best model so far; --resume goes on", file=sys.stderr)
             return INTERRUPTED
     if args.seeds > 1:
         (args.out / "run.json").unlink(missing_ok=True)
@@ -75,14 +82,27 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _done(folder: Path, features: Path, config: Any) -> Any:
-    """The finished run of the very same config and features, None where there is none; refuses any other."""
+def _clear(features: Path, folders: list[Path]) -> None:
+    """Remove runs. All at once: if this call is killed, none that is still to be trained may look finished."""
+    from cmc import run as runs
+    from cmc.journal import RunJournal
+    from mmfeat.layout import FeatureFile
+
+    with FeatureFile(features):  # where it is none, runs are kept
+        for folder in folders:
+            with RunJournal(folder, {}, resume=False):
+                runs.forget(folder)
+
+
+def _done(folder: Path, features: Path, config: Any, resume: bool) -> Any:
+    """The finished run of the very same config and features, None where there is none yet; refuses any other."""
+    from cmc import journal
     from cmc import run as runs
 
-    if not (folder / "run.json").is_file():
-        return None
-    record = runs.read(folder)
-    if record.status != "finished":
+    record = runs.read(folder) if (folder / "run.json").is_file() else None
+    if not resume and (journal.is_unfinished(folder) or (record and record.status == "interrupted")):
+        raise runs.RunError(f"{folder} holds an unfinished run: add --resume to continue, --overwrite to start anew")
+    if record is None or record.status == "interrupted":
         return None
     from cmc.train import content_digest
     from mmfeat.layout import FeatureFile
@@ -93,4 +113,5 @@ def _done(folder: Path, features: Path, config: Any) -> Any:
         raise runs.RunError(
             f"{folder} holds a finished run of another config or feature file: choose another folder, or --overwrite"
         )
+    journal.forget(folder)  # a kill may have come between the run and this
     return record
