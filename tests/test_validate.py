@@ -76,6 +76,22 @@ def cut(file: h5py.File) -> None:
     file["train/text_lengths"][0] = length
 
 
+def gap(file: h5py.File) -> None:
+    """A wordpiece in the middle is not attended to; the length agrees with the mask."""
+    file["train/text_bert"][0, 1, 1] = 0
+    length = file["train/text_lengths"][0] - 1
+    file["train/text_lengths"][0], file["train/text"][0, length] = length, 0
+
+
+def ending_in_zeros(file: h5py.File) -> None:
+    file["test/audio"][1, file["test/audio_lengths"][1] - 1] = 0
+
+
+def vectorless(file: h5py.File) -> None:
+    for split in IDS:
+        file[f"{split}/text"][:] = 0
+
+
 def unworded(file: h5py.File) -> None:
     words = file["test/words"][:]
     words[1]["span_end"] = 99
@@ -120,6 +136,14 @@ def in_clips(**values: object) -> Callable[[h5py.File], None]:
         (put("train/vision_times", (0, 0, 1), np.nan), {("error", "times", "train", "vision", FIRST)}),
         (backwards, {("error", "times", "train", "vision", FIRST)}),
         (unworded, {("error", "words", "test", "words", ("film9$_$1", "film9$_$2"))}),
+        (gap, {
+            ("error", "attention-gap", "train", "text_bert", FIRST),
+        }),
+        (ending_in_zeros, {("warning", "trailing-zeros", "test", "audio", ("film9$_$1",))}),
+        (vectorless, {("warning", "no-vectors", "", "text", ())}),
+        (lambda file: file["test"].pop("id"), {
+            ("error", "missing-key", "test", "id", ()),
+        }),
         (cut, {("error", "no-separator", "train", "text_bert", FIRST)}),
         (put("train/text_bert", (0, 2, 0), 7), {("error", "tokens", "train", "text_bert", FIRST)}),
         (put("train/text_bert", (0, 0, 1), -5), {("error", "tokens", "train", "text_bert", FIRST)}),
@@ -336,6 +360,16 @@ class TestUnreadable:
         with pytest.raises(MMSAError, match=r"os\.system"):
             validate(tmp_path / "a.pkl")
         assert not (tmp_path / "ran").exists()
+
+    def test_damage_inside_names_the_rows(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def damaged(*_: object) -> None:
+            raise OSError("wrong checksum")
+
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", damaged)
+        with FeatureFile(path) as file:
+            source = package.Source(path, file, {"test": {"audio": file.dataset("test", "audio")}})
+            with pytest.raises(LayoutError, match=r"rows 0 to 3 of test/audio cannot be read: wrong checksum"):
+                source.read("test", "audio", slice(0, 3))
 
     def test_a_truncated_file(self, path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-3000])
