@@ -28,10 +28,8 @@ def columns(splits: Mapping[str, Split], path: str) -> dict[str, int]:
     """Modality → columns, 1 where no split has it. Raises MMSAError where splits differ."""
     found = {}
     for modality in layout.MODALITIES:
-        shapes = {
-            n: np.shape(s[modality]) for n, s in splits.items() if modality in s and len(np.shape(s[modality])) > 1
-        }
-        widths = {name: shape[-1] for name, shape in shapes.items()}
+        arrays = {name: _as_array(split[modality]) for name, split in splits.items() if modality in split}
+        widths = {name: array.shape[-1] for name, array in arrays.items() if array.ndim > 1}
         if len(set(widths.values())) > 1:
             raise MMSAError(f"{path}: the splits differ in columns of {modality!r}: {widths}")
         found[modality] = max(1, *widths.values(), 1)
@@ -48,11 +46,11 @@ class Rows:
         if split and "id" not in split:
             raise MMSAError(f"{where}: no 'id'; there are: {', '.join(map(str, split))}")
         self.split, self.where, self.columns = split, where, columns
-        ids = [clip_id(value) for value in split.get("id", ())]
+        ids = [clip_id(value) for value in self._listed("id")] if split else []
         self.clips = len(ids)
         self.arrays: dict[str, NDArray[Any]] = {"id": np.array(ids, object)}
         for key in ("raw_text", "annotations"):
-            texts = [as_text(value) for value in split[key]] if self.has(key) else [""] * self.clips
+            texts = [as_text(value) for value in self._listed(key)] if self.has(key) else [""] * self.clips
             self.arrays[key] = np.array(self._fits(key, texts), object)
         for modality in layout.MODALITIES:
             self.arrays[modality] = self._series(modality)
@@ -76,16 +74,19 @@ class Rows:
     def labelled(self) -> bool:
         return bool(np.isfinite(self.arrays[layout.REGRESSION]).any())
 
+    def _listed(self, key: str) -> Any:
+        values = self.split[key]
+        if not isinstance(values, list | tuple) and not (isinstance(values, np.ndarray) and values.ndim):
+            raise MMSAError(f"{self.where}: {key!r} holds a {type(values).__name__}, not a value per clip")
+        return values
+
     def _fits(self, key: str, values: Any) -> Any:
         if len(values) != self.clips:
             raise MMSAError(f"{self.where}: {len(values)} rows of {key!r} for {self.clips} ids")
         return values
 
     def _numbers(self, key: str) -> NDArray[Any]:
-        try:
-            array = np.asarray(self.split[key])
-        except ValueError:  # lists of different lengths
-            array = np.empty((), object)
+        array = _as_array(self.split[key])
         if array.dtype.kind not in _KINDS or not array.ndim:
             raise MMSAError(
                 f"{self.where}: {key!r} does not hold one array of numbers, but {array.dtype} {array.shape}"
@@ -161,6 +162,14 @@ class Rows:
         if given.size != self.clips:
             raise MMSAError(f"{self.where}: {key!r} has shape {given.shape}, not one number per clip")
         return given.reshape(self.clips)
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    """0-d and of objects where the value is none, as lists of different lengths are not."""
+    try:
+        return np.asarray(value)
+    except (ValueError, OverflowError):
+        return np.empty((), object)
 
 
 def _last(there: NDArray[np.bool_]) -> NDArray[np.int64]:
