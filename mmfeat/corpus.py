@@ -309,7 +309,7 @@ class _Files:
             found: dict[str, list[str]] = {}
             try:
                 with os.scandir(folder) as entries:
-                    names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+                    names = [entry.name for entry in entries if not entry.name.startswith(".") and _is_file(entry)]
             except OSError:
                 names = []
             for name in sorted(names, key=lambda name: (Path(name).suffix.lower() in SOUND_ONLY, name)):
@@ -336,9 +336,20 @@ class _Files:
             return None, where
         pictures = [name for name in names if Path(name).suffix.lower() not in SOUND_ONLY]
         why = f"several files fit: {', '.join(names)}; {names[0]} is taken" if len(pictures) > 1 else ""
-        if not (folder / names[0]).stat().st_size:
-            return None, f"file is empty: {names[0]}"
+        try:
+            if not (folder / names[0]).stat().st_size:
+                return None, f"file is empty: {names[0]}"
+        except OSError as error:
+            return None, f"{names[0]} cannot be read: {error.strerror}"
         return folder / names[0], why
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether a file can be read there: no folder, pipe or device, and no link to itself."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _duplicates(clips: list[Clip]) -> tuple[list[Clip], list[Problem]]:

@@ -30,8 +30,16 @@ INTERLEAVING = 5.0
 # Seconds before the clip's start at which decoding begins, tried in turn: codecs need some sound before the first that
 # is right, and a file without an index is not entered where one asks.
 SEEK_BACK = (1.0, 5.0, 20.0)
-# A clip that is shorter than its row says by more than this many seconds is marked.
+# A clip that is shorter than its row, or its file's header, says by more than this many seconds is marked.
 SHORT = 0.5
+# Formats whose header says how long they are; others are estimated from their size.
+STATES_LENGTH = {"mov", "mp4", "matroska", "webm", "avi", "wav", "flac", "ogg", "asf"}
+# How files begin that name other files, which FFmpeg would open: a clip must not lead out of the corpus.
+PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
+# Larger pictures are not decoded: 2 ** 27 are 16384 x 8192, 400 MB as RGB.
+MOST_PIXELS = 2**27
+# Where more than this share of the pictures have no time of their own, the clip is marked.
+TIMELESS = 0.05
 
 
 class MediaError(Exception):
@@ -52,18 +60,35 @@ class Media:
     def __init__(self, path: Path, start: float | None = None, end: float | None = None):
         if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
             raise MediaError(f"start {start} and end {end} do not make a clip")
-        if not path.exists():
-            raise MediaError("file not found")
-        if path.is_file() and not path.stat().st_size:
-            raise MediaError("file is empty")
+        self.damage = ""
+        """What broke while decoding; what came before it is kept."""
+        self._look_at_beginning(path)
         self._path, self._start = path, start or 0.0
         self._limit = None if end is None else end - self._start
         self._open()
         self._sound = _Sound()
         self._decoder = self._decode()
-        self.damage = ""
-        """What broke while decoding; what came before it is kept."""
         self.video_seconds = 0.0
+
+    def _look_at_beginning(self, path: Path) -> None:
+        """What FFmpeg would do otherwise: refuse playlists, and see that a RIFF file (wav, avi) is all there."""
+        try:
+            size = path.stat().st_size
+            if not path.is_file():
+                raise MediaError("not a file")  # a pipe or a device may never end
+            with path.open("rb") as file:
+                head = file.read(16)
+        except FileNotFoundError:
+            raise MediaError("file not found") from None
+        except OSError as error:
+            raise MediaError(f"cannot be read ({_say(error)})") from None
+        if not size:
+            raise MediaError("file is empty")
+        if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(PLAYLISTS):
+            raise MediaError("a playlist, not a media file")
+        stated = int.from_bytes(head[4:8], "little") + 8
+        if head.startswith(b"RIFF") and size < stated < 2**32:  # who writes to a pipe states the largest number
+            self.damage = f"the file is cut off: {size} of {stated} bytes"
 
     def _open(self) -> None:
         try:
@@ -78,9 +103,12 @@ class Media:
             self._container.close()
             raise MediaError("neither a video nor an audio stream that can be decoded")
         for stream in filter(None, (self._video, self._audio)):
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             stream.codec_context.thread_count = 1  # Dask runs one process a core; and one thread decodes the same
         self._origin = (self._container.start_time or 0) / av.time_base + self._start
         length = (self._container.duration or 0) / av.time_base
+        states_length = STATES_LENGTH & set(self._container.format.name.split(","))
+        self._claimed = length - self._start if states_length else 0.0
         if length and self._start >= length:
             self._container.close()
             raise MediaError(f"the clip starts at {self._start:g} s, but the file is {length:.2f} s long")
@@ -133,7 +161,7 @@ class Media:
         limit = self._limit
         done = {stream.index: False for stream in streams}
         pending: tuple[float, Any] | None = None
-        shown = 0.0
+        shown, timeless, count = 0.0, 0, 0
         step = 1 / float(self._video.average_rate or self._video.guessed_rate or 25) if self._video else 0.0
         for frame in self._raw(streams):
             is_video = isinstance(frame, av.VideoFrame)
@@ -147,7 +175,9 @@ class Media:
             if not is_video:
                 self._sound.add(frame, time)
                 continue
+            count += 1
             if pending and time <= pending[0]:
+                timeless += 1
                 continue  # two pictures at one time: the first is kept
             if pending and time > 0:
                 yield self._frame(*pending, end=time)
@@ -158,12 +188,16 @@ class Media:
                 end = min(end, limit)
             if end > 0:
                 yield self._frame(*pending, end=end)
+        if timeless > TIMELESS * count:
+            self.damage = self.damage or f"{timeless} of {count} pictures have no time of their own"
         if limit is not None:
             self._sound.cut(limit)
         if not self.seconds:
             raise MediaError(self.damage or "nothing could be decoded")
         if limit is not None and self.seconds < limit - SHORT:
             self.damage = self.damage or f"the file ends {limit - self.seconds:.1f} s before the clip does"
+        elif limit is None and self.seconds < self._claimed - SHORT:
+            self.damage = self.damage or f"the file claims {self._claimed:.1f} s, {self.seconds:.1f} s could be decoded"
 
     def _go_to_start(self, streams: list[Any]) -> list[Any]:
         """Place the container before the clip's start, so that every stream is decoded from then on.
@@ -216,7 +250,10 @@ class Media:
                 self.damage = self.damage or f"reading stopped at {self.seconds:.2f} s ({_say(error)})"
                 return
             try:
-                yield from packet.decode()
+                for frame in packet.decode():
+                    if getattr(frame, "is_corrupt", False) and self.seconds:
+                        self.damage = self.damage or f"damaged {packet.stream.type} at {self.seconds:.2f} s"
+                    yield frame
             except (av.error.FFmpegError, OSError, ValueError) as error:
                 if self._start and not self.seconds:
                     continue  # before the clip, where a seek leaves pieces of frames
