@@ -20,6 +20,7 @@ from cmc.config import LETTERS, MODALITIES
 from mmfeat.layout import CLASSES, REGRESSION, TIMED, UNIMODAL, FeatureFile, polarity
 
 POLARITIES = ("negative", "neutral", "positive")
+_WINDOW = 8  # batches that are sorted by length together
 _SPECIAL_PIECES = 2  # [CLS] and [SEP]: a transcript of these alone says nothing
 
 
@@ -100,10 +101,22 @@ class Split:
                 inputs[modality] = self.inputs[modality][index, : longest.get(modality)]
         return Batch(index, inputs, masks, self.tokens[index, :, : longest.get("text")])
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """All clips once; shuffled where a generator is given, else in order."""
+    def batches(self, size: int, generator: torch.Generator | None = None, by_length: bool = False) -> Iterator[Batch]:
+        """All clips once; shuffled where a generator is given, else in order.
+
+        With `by_length`, clips of a batch have transcripts of similar length, so that a text encoder computes little
+        padding: shuffled clips are sorted within windows of 8 batches, and the batches are shuffled. Which clips meet
+        still differs from epoch to epoch, but a long and a short one meet less often than by chance.
+        """
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for index in order.split(size):
+        if by_length:
+            lengths = self.tokens[:, 1].sum(1)
+            windows = order.split(size * _WINDOW)
+            order = torch.cat([window[lengths[window].argsort(stable=True)] for window in windows])
+        batches = order.split(size)
+        if by_length and generator is not None:
+            batches = [batches[k] for k in torch.randperm(len(batches), generator=generator)]
+        for index in batches:
             yield self.batch(index)
 
     def select(self, rows: Tensor) -> Split:

@@ -25,6 +25,7 @@ from cmc.training import (
     silent,
     snapshot,
 )
+from cmc.unimodal import runs_encoder
 
 
 @dataclass
@@ -149,7 +150,8 @@ def finetune(
     try:
         while not ended():
             epoch += 1
-            trained = stage.train_epoch(train.batches(config.batch_size, order))
+            by_length = config.calibrated and runs_encoder(model)
+            trained = stage.train_epoch(train.batches(config.batch_size, order, by_length))
             valid_loss = stage.validate()
             kept.history.append({"epoch": epoch, "train": trained, "valid": valid_loss})
             if best.improves(valid_loss, epoch):

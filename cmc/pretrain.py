@@ -31,7 +31,7 @@ from cmc.training import (
     silent,
     snapshot,
 )
-from cmc.unimodal import Output, Unimodal
+from cmc.unimodal import Output, Unimodal, runs_encoder
 
 Order = Callable[[Split], Iterable[Batch]]
 
@@ -219,7 +219,8 @@ def pretrain(
     try:
         while not ended():
             epoch += 1
-            trained = stage.train_epoch(epoch, train.batches(config.batch_size, order), steps)
+            by_length = config.calibrated and runs_encoder(*models.values())
+            trained = stage.train_epoch(epoch, train.batches(config.batch_size, order, by_length), steps)
             losses = stage.validate(epoch)
             changed = {m: _changed(stage.labels["train"][m], train) for m in models}
             kept.history.append(_row(epoch, trained, losses, changed))

@@ -57,6 +57,11 @@ class TextModel(nn.Module):
         return hidden
 
 
+def runs_encoder(*models: nn.Module) -> bool:
+    """Whether a text encoder is part of a model, and its padding worth avoiding."""
+    return any(isinstance(module, TextModel) for model in models for module in model.modules())
+
+
 class Branch(nn.Module):
     """A modality's steps → its representation h.
 

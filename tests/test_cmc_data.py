@@ -69,6 +69,22 @@ def test_order_is_the_generators(planted: Path) -> None:
     assert sorted(row for batch in orders[0] for row in batch) == list(range(12))
 
 
+def test_batches_by_length_hold_every_clip_once_and_little_padding() -> None:
+    lengths = torch.randint(2, 40, (400,), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(40) < lengths[:, None]
+    masks: dict[str, torch.Tensor | None] = {"text": mask, "audio": None, "vision": None}
+    split = Split(tuple(map(str, range(400))), {}, masks, mask.long()[:, None].expand(-1, 3, -1), None)
+    generator = torch.Generator().manual_seed(1)
+    one, two = ([b.index.tolist() for b in split.batches(16, generator, by_length=True)] for _ in range(2))
+    assert one != two and all(sorted(row for b in found for row in b) == list(range(400)) for found in (one, two))
+    longest = [int(lengths[batch].max()) for batch in one]
+    padded = sum(n * len(batch) for n, batch in zip(longest, one, strict=True))
+    assert padded < 1.15 * int(lengths.sum())
+    assert longest != sorted(longest), "the batches themselves are shuffled"
+    again = [b.index.tolist() for b in split.batches(16, torch.Generator().manual_seed(1), by_length=True)]
+    assert again == one
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_steps_that_are_not_finite_are_masked(planted: Path, bad: float) -> None:
     before = read(planted)
