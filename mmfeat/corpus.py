@@ -301,14 +301,14 @@ class _Files:
 
     def __init__(self, raw: Path):
         self._raw = raw
-        self._folders: dict[Path, dict[str, list[str]]] = {}
+        self._folders: dict[str, dict[str, list[str]]] = {}
 
-    def _list(self, folder: Path) -> dict[str, list[str]]:
-        """Name without extension → file names, sound-only files last."""
+    def _list(self, folder: str) -> dict[str, list[str]]:
+        """Name without extension → file names, sound-only files last; of `Raw/<folder>`, or of Raw itself for ""."""
         if folder not in self._folders:
             found: dict[str, list[str]] = {}
             try:
-                with os.scandir(folder) as entries:
+                with os.scandir(self._raw / folder) as entries:
                     names = [entry.name for entry in entries if not entry.name.startswith(".") and _is_file(entry)]
             except OSError:
                 names = []
@@ -323,12 +323,12 @@ class _Files:
     def find(self, video_id: str, clip_id: str, cut: bool) -> tuple[Path | None, str]:
         """(file, what is wrong with it). With `cut`, the file may be `Raw/<video_id>.<ext>`, or alone in its folder."""
         spellings = [video_id, *(unicodedata.normalize(form, video_id) for form in ("NFC", "NFD"))]
-        folder = next((self._raw / name for name in spellings if self._list(self._raw / name)), self._raw / video_id)
+        folder = next((name for name in spellings if self._list(name)), video_id)
         video_id, clip_id = (unicodedata.normalize("NFC", name) for name in (video_id, clip_id))
         names = self._list(folder).get(clip_id, [])
         if not names and cut:
-            if beside := self._list(self._raw).get(video_id):
-                folder, names = self._raw, beside
+            if beside := self._list("").get(video_id):
+                folder, names = "", beside
             elif len(alone := [name for names in self._list(folder).values() for name in names]) == 1:
                 names = alone
         if not names:
@@ -336,12 +336,13 @@ class _Files:
             return None, where
         pictures = [name for name in names if Path(name).suffix.lower() not in SOUND_ONLY]
         why = f"several files fit: {', '.join(names)}; {names[0]} is taken" if len(pictures) > 1 else ""
+        path = self._raw / folder / names[0]
         try:
-            if not (folder / names[0]).stat().st_size:
+            if not path.stat().st_size:
                 return None, f"file is empty: {names[0]}"
         except OSError as error:
             return None, f"{names[0]} cannot be read: {error.strerror}"
-        return folder / names[0], why
+        return path, why
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
