@@ -84,7 +84,8 @@ class Recipe(Config):
         """The extractor or aligner of a part, its models loaded."""
         config = self.config(part)
         if part == "words":
-            return words.find(self.words["aligner"]).make(config)  # type: ignore[index]
+            aligner = words.find(self.words["aligner"])  # type: ignore[index]
+            return aligner.make(config, self.language) if aligner.by_language else aligner.make(config)
         return extractors.find(getattr(self, part)["extractor"]).make(config)
 
     def locate(self, clip: Clip) -> Clip:

@@ -52,7 +52,7 @@ class Entry:
 @dataclass(frozen=True)
 class Registered:
     config: type[Config]
-    make: Callable[[Any], Any]
+    make: Callable[..., Any]
     version: int
     """Raised whenever the output for the same input may change; part of the fingerprint."""
     models: Callable[[Any], tuple[str, ...]]
@@ -60,6 +60,8 @@ class Registered:
     word_file: Callable[[Any, Clip], Path] | None = None
     """Of an aligner that takes word times from files: that of a clip, by its config. Such an aligner is called with the
     clip as a third argument."""
+    by_language: bool = False
+    """Whether `make` takes the language of the transcripts after the config."""
 
 
 class Registry:
@@ -77,13 +79,14 @@ class Registry:
         version: int,
         models: Callable[[Any], tuple[str, ...]] = lambda config: (),
         word_file: Callable[[Any, Clip], Path] | None = None,
+        by_language: bool = False,
     ) -> Callable[[type], type]:
         """Class decorator: enter a part under its name. A second one of that name is an error."""
 
         def enter(make: type) -> type:
             if name in self._registered:
                 raise ValueError(f"{self._kind} {name!r} is registered twice")
-            self._registered[name] = Registered(config, make, version, models, word_file)
+            self._registered[name] = Registered(config, make, version, models, word_file, by_language)
             return make
 
         return enter

@@ -33,6 +33,15 @@ _registry = Registry(
             ("en",),
         ),
         Entry(
+            "ctc",
+            "words",
+            "mmfeat.words.ctc",
+            "any language, with a transformers CTC model for it: wav2vec 2.0, HuBERT, WavLM, MMS",
+            "Apache-2.0 (code); each model has its own",
+            ("transformers", "torch"),
+            "pip install transformers torch",
+        ),
+        Entry(
             "given",
             "words",
             "mmfeat.words.given",

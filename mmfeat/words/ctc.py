@@ -1,0 +1,209 @@
+"""Forced alignment with any transformers CTC model over raw sound: wav2vec 2.0, HuBERT, WavLM, MMS and their kin.
+
+The model gives each frame (20 ms as a rule) a probability for every letter of its alphabet and for a blank; the
+transcript's letters are then laid over the frames in the best way that CTC allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mmfeat import models
+from mmfeat.track import Floats, Waveform, Word
+from mmfeat.words import AlignmentError, Config, MissingBackendError, register
+from mmfeat.words.ctc_labels import STAR, Alphabet, Spelled
+from mmfeat.words.ctc_path import best_path
+from mmfeat.words.transcript import Token, is_han, tokens
+
+_STAR_PAUSE = 0.1
+"""Nats that a frame of blank costs where sound is unknown: there it may pause, but what is no part of it stays out."""
+_SILENCE = 1e-4  # a peak below this is no recording of speech
+
+
+class CtcConfig(Config):
+    """Forced alignment with a CTC model."""
+
+    model: str = Field(description="a transformers CTC model: local folder or Hugging Face hub name")
+    romanise: bool = Field(False, description="write the transcript in Latin letters first (uroman), as MMS wants it")
+    chunk_seconds: float = Field(30.0, description="longer sound goes through the model in pieces of this length", gt=1)
+    context_seconds: float = Field(
+        3.0, description="seconds that a piece hears on both sides in addition, and forgets", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class _Rhythm:
+    """How frames follow from samples."""
+
+    stride: int
+    field: int
+    """Samples that one frame sees before the transformer."""
+    layers: tuple[tuple[int, int], ...]
+    """Kernel and stride of each convolution."""
+
+    @classmethod
+    def of(cls, kernels: Sequence[int], strides: Sequence[int]) -> _Rhythm:
+        field, stride = 1, 1
+        for kernel, step in zip(kernels, strides, strict=True):
+            field += (kernel - 1) * stride
+            stride *= step
+        return cls(stride, field, tuple(zip(kernels, strides, strict=True)))
+
+    def frames(self, samples: int) -> int:
+        for kernel, step in self.layers:
+            samples = max((samples - kernel) // step + 1, 0)
+        return samples
+
+    def pieces(self, frames: int, core: int, side: int) -> Iterator[tuple[slice, slice]]:
+        """Samples that go through the model, and those of its frames that are kept; together all frames, once."""
+        for begin in range(0, frames, core):
+            end = min(begin + core, frames)
+            first, last = max(begin - side, 0), min(end + side, frames)
+            heard = slice(first * self.stride, (last - 1) * self.stride + self.field)
+            yield heard, slice(begin - first, end - first)
+
+
+@register("ctc", CtcConfig, version=1, models=lambda config: (config.model,), by_language=True)
+class CtcAligner:
+    """Word times from a CTC model.
+
+    A word's confidence is the geometric mean of its letters' probabilities over the frames that they take: near 1 where
+    the model hears just these letters. Letters that the model does not know say nothing; a word of such letters alone
+    has confidence 0.
+    """
+
+    def __init__(self, config: CtcConfig, language: str = "en"):
+        import torch
+        from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.config = config
+        folder = models.resolve(config.model)
+        try:
+            self._model, loading = AutoModelForCTC.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+            features = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MissingBackendError(
+                f"{config.model} is no CTC model with its feature extractor and tokenizer: {reason}"
+            ) from None
+        known = self._model.config
+        if loading["missing_keys"]:
+            raise MissingBackendError(f"{config.model} was not trained to write letters: it lacks its CTC layer")
+        if not hasattr(known, "conv_stride"):
+            raise MissingBackendError(f"{config.model} does not hear raw sound ({known.model_type}): choose another")
+        self._model.eval()
+        self._torch = torch
+        self._rhythm = _Rhythm.of(known.conv_kernel, known.conv_stride)
+        self._rate, self._normalise = features.sampling_rate, features.do_normalize
+        self._alphabet = Alphabet.of(tokenizer, known.pad_token_id, language, config.romanise)
+
+    def __call__(self, waveform: Waveform, text: str) -> list[Word]:
+        """The words of `text` in `waveform`; `*` between words stands for any speech. Raises AlignmentError."""
+        words = tokens(text)
+        if not words:
+            return []
+        spelled = [self._alphabet.spell(token) for token in words]
+        if all(label == STAR for word in spelled for label in word.labels):
+            raise AlignmentError(
+                f"{self.config.model} knows none of the letters of {' '.join(t.text for t in words[:5])!r}: choose a "
+                "model for the transcript's language" + ("" if self.config.romanise else ", or one with romanise: true")
+            )
+        labels, optional, places = _chain(text, words, spelled, self._alphabet.delimiter)
+        columns, emissions = self._listen(waveform, labels)
+        try:
+            path, _ = best_path(emissions, columns, 0, optional)
+        except ValueError as error:
+            raise AlignmentError(f"{error} (of {self._rhythm.stride / self._rate * 1000:g} ms each)") from None
+        return list(self._words(words, places, path, np.asarray(columns), emissions, waveform.seconds))
+
+    def _listen(self, waveform: Waveform, labels: Sequence[int]) -> tuple[list[int], Floats]:
+        """Each label's column, and log-probabilities (frames, columns); column 0 is the blank, the last the star.
+
+        Only columns that are needed are kept: an hour of a Chinese alphabet would not fit into memory.
+        """
+        if not len(waveform.samples):
+            raise AlignmentError("there is no sound")
+        samples = waveform.at(self._rate).samples
+        if not np.abs(samples).max() > _SILENCE:
+            raise AlignmentError("the sound is silent")
+        if self._normalise:  # over the whole recording, as if it went through the model at once
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        used = sorted(set(labels) - {STAR})
+        frames = self._rhythm.frames(len(samples))
+        emissions = np.empty((frames, len(used) + 2), np.float32)
+        core, side = (
+            max(1, round(seconds * self._rate / self._rhythm.stride))
+            for seconds in (self.config.chunk_seconds, self.config.context_seconds)
+        )
+        done = 0
+        for heard, kept in self._rhythm.pieces(frames, core, side if self.config.context_seconds else 0):
+            with self._torch.inference_mode():
+                logits = self._model(self._torch.from_numpy(samples[heard].astype(np.float32))[None]).logits[0]
+                said = logits.log_softmax(-1)[:, [self._alphabet.blank, *used]].numpy()[kept]
+            assert len(said) == kept.stop - kept.start
+            emissions[done : done + len(said), :-1] = said
+            done += len(said)
+        with np.errstate(divide="ignore"):
+            sound = np.log(-np.expm1(np.minimum(emissions[:, 0], 0.0)))
+        emissions[:, -1] = np.maximum(sound, emissions[:, 0] - _STAR_PAUSE)
+        column = {label: index for index, label in enumerate(used, 1)} | {STAR: len(used) + 1}
+        return [column[label] for label in labels], emissions
+
+    def _words(
+        self,
+        words: Sequence[Token],
+        places: Sequence[slice],
+        path: NDArray[np.intp],
+        columns: NDArray[np.intp],
+        emissions: Floats,
+        seconds: float,
+    ) -> Iterator[Word]:
+        stride, star = self._rhythm.stride, emissions.shape[1] - 1
+        # A frame stands for the `stride` samples in the middle of those that it sees.
+        lead = (self._rhythm.field - stride) / 2
+        for token, place in zip(words, places, strict=True):
+            frames = np.flatnonzero((path >= place.start) & (path < place.stop))
+            heard = columns[path[frames]]
+            known = emissions[frames, heard][heard != star]
+            start, end = ((frame * stride + lead) / self._rate for frame in (frames[0], frames[-1] + 1))
+            confidence = float(np.exp(known.mean(dtype=np.float64))) if len(known) else 0.0
+            yield Word(token.text, min(start, seconds), min(end, seconds), min(confidence, 1.0), token.span)
+
+
+_STRETCH = re.compile(r"(?<!\S)\*+(?!\S)")
+
+
+def _chain(
+    text: str, words: Sequence[Token], spelled: Sequence[Spelled], delimiter: int | None
+) -> tuple[list[int], list[bool], list[slice]]:
+    """Labels of the whole transcript, which of them may be left out, and each word's place among them.
+
+    The delimiter may be left out: models write it between words, but not all do where somebody speaks fast. Han
+    characters have none between them.
+    """
+    stretches = [match.start() for match in _STRETCH.finditer(text)]
+    parts: list[tuple[int, bool, Spelled]] = [(at, False, Spelled((STAR,), (False,))) for at in stretches]
+    parts += [(token.span[0], True, word) for token, word in zip(words, spelled, strict=True)]
+    labels: list[int] = []
+    optional: list[bool] = []
+    places: list[slice] = []
+    for at, is_word, part in sorted(parts, key=lambda part: part[0]):
+        if labels and delimiter is not None and not is_han(text[at]):
+            labels.append(delimiter)
+            optional.append(True)
+        if is_word:
+            places.append(slice(len(labels), len(labels) + len(part.labels)))
+        labels += part.labels
+        optional += part.optional
+    return labels, optional, places
