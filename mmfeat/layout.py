@@ -108,7 +108,8 @@ class FeatureFile:
     @property
     def attrs(self) -> dict[str, Any]:
         """The file's attributes as plain Python values."""
-        return {key: value.item() if hasattr(value, "item") else value for key, value in self._file.attrs.items()}
+        found = self._file.attrs.items()
+        return {key: value.item() if isinstance(value, np.generic) else value for key, value in found}
 
     @property
     def aligned(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -203,32 +204,30 @@ def _check_separator(survey: _Survey, findings: Findings) -> str:
 def _check_statistics(source: Source, survey: _Survey, findings: Findings) -> None:
     assert source.file is not None
     for modality, moments in survey.moments.items():
-        try:
-            stored = np.stack(source.file.train_stats(modality)).astype(np.float64)
-        except (KeyError, ValueError):
-            findings.add("missing-key", what=f"/meta/train_stats/{modality}")
+        stored = structure.stored(partial(source.file.train_stats, modality), f"/meta/train_stats/{modality}", findings)
+        if stored is None or not moments.count:
             continue
-        found = np.stack(moments.result(stored.shape[-1])).astype(np.float64)
-        if stored.shape != found.shape:
-            findings.add("train-stats", what=modality, detail=f"{stored.shape[-1]} columns, not {found.shape[-1]}")
+        found = moments.result(source.splits["train"][modality].shape[-1])
+        if any(a.shape != b.shape or a.dtype.kind != "f" for a, b in zip(stored, found, strict=True)):
+            findings.add("train-stats", what=modality, detail="not one number per column")
             continue
         # A column that does not change has a deviation of 0: its own size then is the measure.
         scale = np.maximum(found[1], 1e-3 * np.abs(found[0])) + 1e-12
-        with np.errstate(invalid="ignore"):
-            wrong = ~((np.abs(stored - found) <= _STATS * scale) | (np.isnan(stored) & np.isnan(found))).all(0)
-        if moments.count and wrong.any():
-            findings.add(
-                "train-stats", what=modality, detail=f"column {', '.join(map(str, np.flatnonzero(wrong)[:5]))}"
-            )
+        with np.errstate(invalid="ignore", over="ignore"):
+            agree = [
+                (np.abs(a - b) <= _STATS * scale) | (np.isnan(a) & np.isnan(b))
+                for a, b in zip(stored, found, strict=True)
+            ]
+        if len(wrong := np.flatnonzero(~(agree[0] & agree[1]))):
+            findings.add("train-stats", what=modality, detail=f"column {', '.join(map(str, wrong[:5]))}")
 
 
 def _check_clip_table(source: Source, ids: dict[str, list[str]], findings: Findings) -> None:
     assert source.file is not None
-    try:
-        table = {clip.id: clip for clip in source.file.clips()}
-    except (KeyError, ValueError):
-        findings.add("missing-key", what="/meta/clips")
+    rows = structure.stored(source.file.clips, "/meta/clips", findings)
+    if rows is None:
         return
+    table = {clip.id: clip for clip in rows}
     for split, members in ids.items():
         for id in members:
             if id not in table or table[id].status == "failed":

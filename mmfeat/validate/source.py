@@ -116,7 +116,7 @@ def steps(source: Source, split: str, modality: str) -> int:
 def aligned(source: Source, split: str, usable: set[str]) -> bool:
     """Whether audio and vision have a row per wordpiece: a pickle does not say, but its shapes and lengths do."""
     if source.file is not None:
-        return bool(source.file.attrs.get("aligned", False))
+        return source.file.attrs.get("aligned") is True
     if not usable.issuperset(layout.MODALITIES):
         return False
     lengths = {steps(source, split, modality) for modality in layout.MODALITIES}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from mmfeat import layout
 from mmfeat.validate.findings import Findings
 from mmfeat.validate.source import Array, Source, is_text, steps
+
+T = TypeVar("T")
 
 # Key → shape of a clip's row and type; a name stands for the modality's padded length, None for any number of columns.
 _Row = tuple[tuple[str | int | None, ...], str]
@@ -34,6 +38,8 @@ def check_head(source: Source, findings: Findings) -> None:
     for key in ("aligned", "language", "created", "recipe", "fingerprints", "class_names", "versions"):
         if key not in file.attrs:
             findings.add("head", what=key, detail="is missing")
+        elif key == "aligned" and not isinstance(file.attrs[key], bool):
+            findings.add("head", what=key, detail="is neither true nor false")
         elif key in ("recipe", "fingerprints", "class_names", "versions"):
             try:
                 json.loads(file.attrs[key])
@@ -41,10 +47,8 @@ def check_head(source: Source, findings: Findings) -> None:
                 findings.add("head", what=key, detail=f"is no JSON: {error}")
     for modality in layout.TIMED:
         columns = {s: d[modality].shape[-1] for s, d in source.splits.items() if modality in d and d[modality].shape}
-        try:
-            names = file.feature_names(modality)
-        except KeyError:
-            findings.add("missing-key", what=f"/meta/feature_names/{modality}")
+        names = stored(partial(file.feature_names, modality), f"/meta/feature_names/{modality}", findings)
+        if names is None:
             continue
         if set(columns.values()) - {len(names)}:
             findings.add(
@@ -52,6 +56,17 @@ def check_head(source: Source, findings: Findings) -> None:
             )
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             findings.add("column-names", what=modality, detail=f"{', '.join(twice[:3])} more than once")
+
+
+def stored(read: Callable[[], T], what: str, findings: Findings) -> T | None:
+    """What `read` gives; None, and a finding, where it is not there or of another kind."""
+    try:
+        return read()
+    except KeyError:
+        findings.add("missing-key", what=what)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        findings.add("shape", what=what, detail=f"cannot be read: {error}")
+    return None
 
 
 def check_splits(source: Source, findings: Findings) -> dict[str, set[str]]:
@@ -74,7 +89,7 @@ def check_splits(source: Source, findings: Findings) -> dict[str, set[str]]:
         if len(differing) > 1:
             said = ", ".join(f"{split} {shape[0]} x {shape[1]}" for split, shape in shapes.items())
             findings.add("shape", what=modality, detail=f"the splits differ in steps x columns: {said}")
-    if source.file is not None and source.file.attrs.get("aligned"):
+    if source.file is not None and source.file.attrs.get("aligned") is True:
         for split, keys in usable.items():
             lengths = {modality: steps(source, split, modality) for modality in layout.MODALITIES if modality in keys}
             if len(set(lengths.values())) > 1:
@@ -99,6 +114,9 @@ def _check_split(source: Source, split: str, clips: int, findings: Findings) -> 
         if key not in arrays:
             continue
         array = arrays[key]
+        if array.shape is None:  # HDF5 knows datasets without a shape
+            findings.add("shape", split, key, "it holds nothing")
+            continue
         wrong = _wrong_type(array, kind, source.pickled)
         if wrong:
             findings.add("dtype", split, key, wrong)
