@@ -49,7 +49,7 @@ def rebuild_encoder(config: Mapping[str, Any]) -> TextModel:
     return TextModel(AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
     """The split with the encoder's output, in evaluation mode, as its text array (N, L, D).
 
@@ -65,4 +65,4 @@ def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
             hidden = torch.zeros(len(split), split.tokens.shape[2], output.shape[2])
         hidden[rows, :longest] = output
     assert hidden is not None, "a split has at least one clip"
-    return replace(split, inputs={**split.inputs, "text": hidden.clone()})
+    return replace(split, inputs={**split.inputs, "text": hidden})
