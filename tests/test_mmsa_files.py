@@ -290,6 +290,14 @@ def test_vectors_without_token_ids_get_none(tmp_path: Path) -> None:
     assert "text_bert" not in load(tmp_path / "b.pkl")["train"]
 
 
+def test_mmsa_is_not_sent_for_lengths_that_a_restored_file_lacks(tmp_path: Path) -> None:
+    without = {key: value for key, value in unaligned().items() if not key.endswith("lengths")}
+    for one in (unaligned(), without):
+        config = export(converted(tmp_path, one), tmp_path / "b.pkl")
+        assert config is not None
+        assert json.loads(config.read_text(encoding="utf-8"))["need_data_aligned"] is (one is without)
+
+
 def test_a_restored_file_is_described_too_where_mmsa_can_load_it(tmp_path: Path) -> None:
     config = export(converted(tmp_path, aligned(), text_model="bert-base-chinese", language="zh"), tmp_path / "b.pkl")
     assert config is not None

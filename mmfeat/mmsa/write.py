@@ -35,14 +35,18 @@ def export(path: Path, out: Path, dialect: str = "") -> Path | None:
     with FeatureFile(path) as file:
         if came_from_pickle(file) and not dialect:
             data: dict[Any, Any] = restore(file)
-            settings = config(file, _suited(file), out) if not _lacking(file) else None
+            settings = None if _lacking(file) else config(file, _suited(file), out)
+            if settings and "audio_lengths" not in data["train"]:
+                settings["need_data_aligned"] = True  # or MMSA asks for lengths
         else:
             if lacking := _lacking(file):
                 raise MMSAError(f"{path} has no clips in split {lacking[0]!r}; MMSA loads train, valid and test")
             dialect = dialect or _suited(file)
             data, settings = dialect_data(file, dialect), config(file, dialect, out)
     with atomic(out) as temporary, temporary.open("wb") as pickled:
-        _Pickler(pickled, protocol=4).dump(data)
+        pickler = _Pickler(pickled, protocol=4)
+        pickler.fast = _is_tree(data, set())
+        pickler.dump(data)
     if settings is None:
         return None
     beside = out.with_suffix(".mmsa.json")
@@ -59,6 +63,16 @@ class _Pickler(pickle.Pickler):
             order: Literal["F", "C"] = "F" if obj.flags.fnc else "C"
             return np.ndarray, (obj.shape, obj.dtype, bytearray(obj.tobytes(order)), 0, None, order)
         return NotImplemented
+
+
+def _is_tree(value: Any, seen: set[int]) -> bool:
+    """Whether no container is there twice. Then the pickler need not remember, and so hold, every array's bytes."""
+    if not isinstance(value, dict | list | tuple):
+        return True
+    if id(value) in seen:
+        return not value
+    seen.add(id(value))
+    return all(_is_tree(part, seen) for part in (value.values() if isinstance(value, dict) else value))
 
 
 def dialect_data(file: FeatureFile, dialect: str) -> dict[str, dict[str, Any]]:
