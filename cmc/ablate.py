@@ -6,11 +6,13 @@ per variant and seed, after its training.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from cmc import run as runs
 from cmc.config import LETTERS, MODALITIES, Config, UsageError
-from cmc.data import Batch, Split, Task, load
+from cmc.data import Batch, Split, Task, load, open_features, task_of
 from cmc.evaluate import figures, predict_split, read_truth
 from cmc.finetune import finetune
 from cmc.fusion import Fused
@@ -26,6 +28,7 @@ from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from cmc.train import Material, fit, open_material
 from cmc.training import Report, seed_everything, silent
 from cmc.unimodal import Branch, Head, TextModel
+from mmfeat.files import atomic
 from mmfeat.layout import FeatureFile
 
 _PLAIN = {"labels": "multimodal", "fusion": False, "router": False, "contrastive": False}
@@ -65,6 +68,13 @@ class Concatenation(nn.Module):
         return Fused(logits, {}, h, present.float(), present)
 
 
+class Ablation(NamedTuple):
+    results: dict[str, list[dict[str, Any]]]
+    """Variant → one result per seed."""
+    left_out: dict[str, str]
+    """Variant → why it was not trained."""
+
+
 def ablate(
     features: Path,
     out: Path,
@@ -72,51 +82,73 @@ def ablate(
     seeds: int,
     truth: Path | None = None,
     variants: Iterable[str] = tuple(VARIANTS),
-    report: Report = silent,
-) -> dict[str, list[dict[str, Any]]]:
-    """Variant → one result per seed; each is also written to `out`, and read back instead of trained again.
+    progress: Callable[[str], AbstractContextManager[Report]] = lambda label: nullcontext(silent),
+) -> Ablation:
+    """Train and evaluate the variants; each result is also written to `out`, and read back instead of trained again.
 
     `truth` names a csv of unimodal labels (see cmc.evaluate.read_truth): they then teach CMC-GT, tell consistent from
-    conflicting clips, and count how many unimodal labels PLGM gets right. Variants that need labels which are not
-    there are left out. Raises UsageError for an unknown variant.
+    conflicting clips, and count how many unimodal labels PLGM gets right. `progress` is called with a label for every
+    training. Ctrl-C drops the training it meets and goes on. Raises UsageError for an unknown variant.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise UsageError(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
-    out.mkdir(parents=True, exist_ok=True)
     # Only what was asked for otherwise than the mode's preset goes to a variant, which may be of another mode.
     preset = Config(mode=config.mode).model_dump()
-    given = {key: value for key, value in config.model_dump().items() if value != preset[key]}
-    results: dict[str, list[dict[str, Any]]] = {}
+    given = {key: value for key, value in config.model_dump().items() if value != preset[key]} | {"mode": config.mode}
+    digests = {"features": _digest(features), "truth": _digest(truth) if truth else None}
+    found = Ablation({}, {})
     for name in variants:
-        for k in range(seeds):
-            settings = given | VARIANTS[name] | {"seed": config.seed + k}
-            one = Config(**settings)
-            path = out / f"{name.replace(' ', '_').replace(',', '')}-{one.seed}.json"
-            result = _stored(path, one)
+        if reason := _not_possible(name, features, config, truth):
+            found.left_out[name] = reason
+            continue
+        for seed in range(config.seed, config.seed + seeds):
+            one = Config(**(given | VARIANTS[name] | {"seed": seed}))
+            what = {"config": one.model_dump(mode="json")} | digests
+            path = out / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
+            result = _stored(path, what)
             if result is None:
-                found = _one(name, features, one, truth, report)
-                if found is None:
-                    break
-                result = {"config": one.model_dump(mode="json")} | found
-                path.write_text(json.dumps(result, indent=1), encoding="utf-8")
-            results.setdefault(name, []).append(result)
-    return results
+                with progress(f"{name}, seed {seed}: ") as report:
+                    result = what | _one(name, features, one, truth, report)
+                with atomic(path) as whole:
+                    whole.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            found.results.setdefault(name, []).append(result)
+    return found
 
 
-def _stored(path: Path, config: Config) -> dict[str, Any] | None:
+def _digest(path: Path) -> str:
+    """sha256 of the file. Raises FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stored(path: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result at `path`, if it is of the same config and files."""
     if not path.is_file():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
-    return result if result["config"] == config.model_dump(mode="json") else None
+    return result if all(result.get(key) == value for key, value in what.items()) else None
 
 
-def _one(name: str, features: Path, config: Config, truth: Path | None, report: Report) -> dict[str, Any] | None:
-    """Train and evaluate a variant; None where the labels that it needs are not there."""
+def _not_possible(name: str, features: Path, config: Config, truth: Path | None) -> str:
+    """Why a variant cannot be trained; empty where it can."""
+    differs = VARIANTS[name]
+    if differs.get("mode") == config.mode:
+        return f"every variant is in {config.mode} mode already"
+    if differs.get("labels") == "annotated" and truth is None:
+        with open_features(features) as file:
+            train = load(file, "train", task_of(file))
+        if not any((train.label(letter) >= 0).any() for letter in LETTERS.values()):
+            return f"{features} has no annotated unimodal labels (--truth names a csv of them)"
+    return ""
+
+
+def _one(name: str, features: Path, config: Config, truth: Path | None, report: Report) -> dict[str, Any]:
+    """Train and evaluate a variant. Raises KeyboardInterrupt on Ctrl-C: half a training is no result."""
     material = open_material(features, config)
     train, valid = (_annotated(split, truth, material.task) for split in (material.train, material.valid))
     material = replace(material, train=train, valid=valid)
-    if config.labels == "annotated" and not (material.train.label("T") >= 0).any():
-        return None
     seed_everything(config.seed)
     model: nn.Module
     if name == "concatenation":
@@ -126,6 +158,8 @@ def _one(name: str, features: Path, config: Config, truth: Path | None, report: 
         fitted = fit(material, config, report)
         model, record = fitted.model, fitted.record
         recovered = _recovered(material.train, fitted.states["train"]) if config.labels == "pseudo" else {}
+    if record.status == "interrupted":
+        raise KeyboardInterrupt
     with FeatureFile(features) as file:
         test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth, material.task)
         if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
@@ -162,5 +196,6 @@ def _concatenate(material: Material, config: Config, report: Report) -> tuple[Co
     labels = {name: {m: split.label("M") for m in MODALITIES} for name, split in splits.items()}
     best = finetune(model, material.train, material.valid, labels, config, material.task, report)
     model.load_state_dict(best.weights)
+    status = "interrupted" if best.interrupted else "finished"
     counts = np.bincount(material.train.label("M").numpy(), minlength=material.task.classes).tolist()
-    return model, runs.Record(config, material.task, material.columns, material.features, None, counts)
+    return model, runs.Record(config, material.task, material.columns, material.features, None, counts, status=status)

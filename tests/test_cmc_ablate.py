@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 from cmc.ablate import VARIANTS, ablate
 from cmc.cli import main
 from cmc.config import Config
 from cmc.planted import Plan, plant
+from cmc.training import Report, silent
 
 QUICK = ["--layers", "1", "--pretrain-epochs", "1", "--epochs", "1", "--text", "freeze"]
+SMALL = Config(layers=1, pretrain_epochs=1, epochs=1, text="freeze")
 
 
 @pytest.fixture
@@ -36,29 +43,93 @@ def test_every_variant(features: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == shown
 
 
-def test_without_unimodal_labels_there_is_no_cmc_gt(features: Path, tmp_path: Path) -> None:
-    config = Config(layers=1, pretrain_epochs=1, epochs=1, text="freeze")
-    found = ablate(features, tmp_path / "out", config, 1, variants=("CMC-GT", "late fusion"))
-    assert set(found) == {"late fusion"} and found["late fusion"][0]["clips"] == {"overall": 12}
+def test_without_unimodal_labels_there_is_no_cmc_gt(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["ablate", str(features), "-o", str(tmp_path / "out"), "--seeds", "1", *QUICK, "--variants"]
+    assert main([*call, "CMC-GT", "late fusion"]) == 0
+    shown = capsys.readouterr().out
+    assert "late fusion" in shown and "left out: CMC-GT" in shown and "no annotated unimodal labels (--truth" in shown
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["late_fusion-1111.json"]
+    assert main([*call, "CMC-GT"]) == 2
 
 
-def test_reference_mode_keeps_its_own_schedule(features: Path, tmp_path: Path) -> None:
-    config = Config(layers=1, pretrain_epochs=1, epochs=1, text="freeze")
-    ablate(features, tmp_path, config, 1, variants=("CMC, reference mode",))
+def test_cmc_gt_learns_from_the_labels_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "annotated.h5"
+    plant(path, Plan({"train": 30, "valid": 12, "test": 12}, annotated=True))
+    found = ablate(path, tmp_path / "out", SMALL, 1, variants=("CMC-GT",))
+    assert set(found.results["CMC-GT"][0]["clips"]) == {"overall", "consistent", "conflicting"}
+
+
+def test_modes(features: Path, tmp_path: Path) -> None:
+    """The reference row has the published schedule; where all rows are in reference mode there is none."""
+    ablate(features, tmp_path, SMALL, 1, variants=("CMC, reference mode",))
     stored = json.loads(next(tmp_path.glob("CMC_reference*.json")).read_text())["config"]
     assert stored["label_momentum"] == [0.8, 0.99, 0.99] and stored["layers"] == 1
+    reference = Config(mode="reference", layers=1, pretrain_epochs=1, epochs=1, text="freeze")
+    found = ablate(features, tmp_path, reference, 1, variants=("late fusion", "CMC, reference mode"))
+    assert found.results["late fusion"][0]["config"]["mode"] == "reference"
+    assert set(found.left_out) == {"CMC, reference mode"}
+
+
+def test_results_of_other_files_or_settings_are_not_taken(features: Path, tmp_path: Path) -> None:
+    truth, out, trained = features.with_name("features_truth.csv"), tmp_path / "out", []
+
+    def progress(label: str) -> AbstractContextManager[Report]:
+        trained.append(label)
+        return nullcontext(silent)
+
+    def again(config: Config = SMALL) -> int:
+        trained.clear()
+        ablate(features, out, config, 1, truth, ("late fusion",), progress)
+        return len(trained)
+
+    assert again() == 1 and again() == 0
+    assert again(SMALL.model_copy(update={"lr": 0.01})) == 1 and again() == 1
+    truth.write_text(truth.read_text().replace("0.8", "-0.8", 1))
+    assert again() == 1
+    with h5py.File(features, "r+") as file:
+        file["test/audio"][0] += 1
+    assert again() == 1 and again() == 0
+
+
+@pytest.mark.parametrize(("name", "stage"), [("CMC", "pretrain"), ("CMC", "finetune"), ("concatenation", "finetune")])
+def test_an_interrupted_training_is_no_result(name: str, stage: str, features: Path, tmp_path: Path) -> None:
+    def interrupt(of_stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
+        if of_stage == stage and name in now:
+            raise KeyboardInterrupt
+
+    now: list[str] = []
+
+    def progress(label: str) -> AbstractContextManager[Report]:
+        now[:] = [label.partition(",")[0]]
+        return nullcontext(interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        ablate(features, tmp_path, SMALL, 1, None, ("late fusion", name), progress)
+    assert [path.name for path in tmp_path.glob("*.json")] == ["late_fusion-1111.json"]
 
 
 def test_pseudo_labels_find_planted_labels(tmp_path: Path) -> None:
-    """On clearly planted data: many more true unimodal labels than copying M; the published schedule finds none."""
-    path = tmp_path / "features.h5"
-    plant(path, Plan({"train": 120, "valid": 48, "test": 12}, conflict=0.6, signal=5.0))
-    truth = path.with_name("features_truth.csv")
+    """On planted data, over seeds of it: significantly more true unimodal labels than copying M has (paired test).
+
+    The published schedule leaves audio and vision at exactly the copies.
+    """
     config = Config(layers=1, pretrain_epochs=30, epochs=1, text="freeze", heads=2)
-    names = ("CMC", "CMC, reference mode")
-    found = {name: rows[0]["recovered"] for name, rows in ablate(path, tmp_path, config, 1, truth, names).items()}
-    gains = {m: shares["pseudo labels"] - shares["copying M"] for m, shares in found["CMC"].items()}
-    assert min(gains.values()) > 0 and sum(gains.values()) / 3 > 0.05, gains
-    for m in ("audio", "vision"):
-        shares = found["CMC, reference mode"][m]
-        assert shares["pseudo labels"] == shares["copying M"], "a published label of this modality cannot turn"
+    copied, recovered = [], []
+    for seed in range(3):
+        path = tmp_path / f"{seed}.h5"
+        plant(path, Plan({"train": 120, "valid": 48, "test": 6}, conflict=0.6, signal=5.0, seed=seed))
+        names = ("CMC", "CMC, reference mode") if seed == 0 else ("CMC",)
+        found = ablate(path, tmp_path / f"{seed}", config, 1, tmp_path / f"{seed}_truth.csv", names).results
+        shares = found["CMC"][0]["recovered"]
+        copied += [share["copying M"] for share in shares.values()]
+        recovered += [share["pseudo labels"] for share in shares.values()]
+        if seed == 0:
+            for m in ("audio", "vision"):
+                published = found["CMC, reference mode"][0]["recovered"][m]
+                assert published["pseudo labels"] == published["copying M"], "a published label of these cannot turn"
+    means = np.reshape(recovered, (3, 3)).mean(1), np.reshape(copied, (3, 3)).mean(1)
+    assert ttest_rel(*means, alternative="greater").pvalue < 0.05, means
+    assert np.mean(means[0] - means[1]) > 0.05
+    assert min(np.subtract(recovered, copied)) >= 0

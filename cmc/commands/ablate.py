@@ -3,14 +3,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cmc.commands.exits import OK
+from cmc.commands.exits import OK, USAGE
 from cmc.commands.flags import add_threads, config_of, positive, use_threads
 
 SUMMARY = "what each part of the method is worth"
 DESCRIPTION = """\
 Train CMC, CMC without each of its parts, and plain baselines; print one table, mean ± std over seeds.
 
-Every result is a file in DIR; a call that is repeated continues where it stopped."""
+Every result is a file in DIR; a call that is repeated, or was interrupted, continues where it stopped."""
 EXAMPLES = (
     "cmc ablate features.h5 -o ablation --seeds 5",
     'cmc ablate features.h5 -o ablation --truth planted.csv --text freeze --variants CMC "no PLGM" "late fusion"',
@@ -32,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
     from cmc.report import progress, show_ablation
 
     use_threads(args)
-    with progress() as report:
-        results = ablate(
-            args.features, args.out, config_of(args), args.seeds, args.truth, args.variants or tuple(VARIANTS), report
-        )
-    show_ablation(results)
-    return OK
+    variants = args.variants or tuple(VARIANTS)
+    found = ablate(args.features, args.out, config_of(args), args.seeds, args.truth, variants, progress)
+    if found.results:
+        show_ablation(found.results)
+    for name, reason in found.left_out.items():
+        print(f"left out: {name}: {reason}")
+    return OK if found.results else USAGE
