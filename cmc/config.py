@@ -72,6 +72,10 @@ class Config(BaseModel):
         default="positive",
         description="the binary question: positive or not (CH-SIMS, v2), or negative or not (MOSI, MOSEI)",
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none",
+        description="of clips in the cross-entropies: alike, or so that every class of the training split counts alike",
+    )
     text: Literal["finetune", "freeze"] = Field(
         default="finetune",
         description="whether stage 2 trains the text encoder; with annotated labels stage 1 does too",
@@ -135,6 +139,8 @@ class Config(BaseModel):
     def _consistent(self) -> Config:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.class_weights != "none" and not self.calibrated:
+            raise ValueError("the published method has no class weights: give them in calibrated mode")
         if not self.use or len(set(self.use)) != len(self.use):
             raise ValueError(f"use must name different modalities out of {', '.join(MODALITIES)}")
         return self

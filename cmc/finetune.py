@@ -17,6 +17,7 @@ from cmc.losses import cross_entropy
 from cmc.training import (
     Best,
     Report,
+    class_weights,
     contrast,
     load_owned,
     only_present,
@@ -64,6 +65,7 @@ class Finetuning:
         """`model`: Batch → Fused. `labels`: split → modality → frozen hard labels (N,), −1 for none."""
         self.model, self.config, self.task = model, config, task
         self.splits = {"train": train, "valid": valid}
+        self.weight = class_weights(train, config, task)
         self.labels = labels
         self.optimizer = optimizer([model], config)
 
@@ -86,12 +88,12 @@ class Finetuning:
         return sum(float(self.loss("valid", b)[0]) * len(b.index) for b in batches) / len(self.splits["valid"])
 
     def loss(self, split: str, batch: Batch) -> tuple[Tensor, Fused]:
-        """CE(pred, M) + Σ_m CE(o_m, c_m) + L_c(h before fusion, c)."""
+        """CE(pred, M) + Σ_m CE(o_m, c_m) + L_c(h before fusion, c), the cross-entropies with class weights if any."""
         output: Fused = self.model(batch)
         labels = {m: only_present(self.labels[split][m][batch.index], batch, m) for m in output.h}
-        loss = cross_entropy(output.logits, self.splits[split].label("M")[batch.index])
+        loss = cross_entropy(output.logits, self.splits[split].label("M")[batch.index], self.weight)
         for m, logits in output.experts.items():
-            loss = loss + cross_entropy(logits, labels[m])
+            loss = loss + cross_entropy(logits, labels[m], self.weight)
         if self.config.contrastive:
             loss = loss + contrast(output.h, labels, batch, self.config, self.task)
         return loss, output

@@ -58,7 +58,19 @@ def contrast_groups(classes: Tensor, question: str | None) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, classes: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over the rows of logits (B, K) whose class (B,) is not −1; 0 when there is none."""
+    """Mean over the rows of logits (B, K) whose class (B,) is not −1; 0 when there is none.
+
+    With a `weight` (K,) per class it is the weighted mean, as torch has it.
+    """
     if not (classes >= 0).any():
         return logits.sum() * 0.0
     return functional.cross_entropy(logits, classes, weight=weight, ignore_index=-1)
+
+
+def balanced_weights(classes: Tensor, count: int) -> Tensor:
+    """Weights (K,) under which every class of the training labels (N,) counts alike: N/(K·n_k).
+
+    As scikit-learn's `class_weight="balanced"`. A class without clips weighs as if it had one.
+    """
+    counts = torch.bincount(classes, minlength=count)
+    return len(classes) / (count * counts.clamp_min(1).float())

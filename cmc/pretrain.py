@@ -23,6 +23,7 @@ from cmc.pseudo_labels import PseudoLabels, momentum
 from cmc.training import (
     Best,
     Report,
+    class_weights,
     contrast,
     load_owned,
     only_present,
@@ -56,6 +57,7 @@ class Pretraining:
         self.models = dict(models)
         self.splits = {"train": train, "valid": valid}
         self.config, self.task = config, task
+        self.weight = class_weights(train, config, task)
         self.optimizer = optimizer(self.models.values(), config)
         self.relabels = config.labels == "pseudo"
         # CMC-GT has no averaged models: there, the live ones are judged.
@@ -147,7 +149,7 @@ class Pretraining:
     ) -> tuple[dict[str, Output], dict[str, Tensor]]:
         outputs = {m: model(batch) for m, model in models.items()}
         targets = {m: self.targets(split, batch, m) for m in models}
-        losses = {m: cross_entropy(output.logits, targets[m]) for m, output in outputs.items()}
+        losses = {m: cross_entropy(output.logits, targets[m], self.weight) for m, output in outputs.items()}
         if self.config.contrastive:
             h = {m: output.h for m, output in outputs.items()}
             losses["contrast"] = contrast(h, targets, batch, self.config, self.task)

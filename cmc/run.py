@@ -46,6 +46,8 @@ class Record:
     """transformers configuration of a finetuned encoder, whose weights are the run's own; None: frozen, not stored."""
     majority: list[int]
     """Training clips per class: what the baseline answers by."""
+    class_weights: list[float] | None = None
+    """Of each class in the cross-entropies; None: all count alike."""
     status: str = "finished"
     """`finished`, or `interrupted` by Ctrl-C: usable, but trained less than was asked for."""
     validation: dict[str, float] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from cmc.journal import Journal, RunJournal
 from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import pretrain
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
-from cmc.training import Report, seed_everything, silent
+from cmc.training import Report, class_weights, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import TIMED, FeatureFile
 
@@ -164,6 +164,7 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
         features=material.features,
         text_encoder=encoder.settings if encoder is not None else None,
         majority=torch.bincount(train.label("M"), minlength=task.classes).tolist(),
+        class_weights=weight.tolist() if (weight := class_weights(train, config, task)) is not None else None,
         status="interrupted" if interrupted else "finished",
         validation={"loss": Finetuning(model, train, valid, labels, config, task).validate()}
         | class_metrics(valid.label("M").numpy(), logits, config.polarity if task.is_polarity else None),

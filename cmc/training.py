@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cmc.config import Config
-from cmc.data import Batch, Task
-from cmc.losses import contrast_groups, supcon, supcon_published
+from cmc.data import Batch, Split, Task
+from cmc.losses import balanced_weights, contrast_groups, supcon, supcon_published
 
 
 class Report(Protocol):
@@ -76,6 +76,11 @@ def contrast(h: Mapping[str, Tensor], labels: Mapping[str, Tensor], batch: Batch
     question = config.contrast_question if task.is_polarity else None
     loss = supcon if config.calibrated else supcon_published
     return loss(features, contrast_groups(classes, question), config.temperature)
+
+
+def class_weights(train: Split, config: Config, task: Task) -> Tensor | None:
+    """Of the clips' classes in the training split, shape (K,), for unimodal targets as well; None: all count alike."""
+    return balanced_weights(train.label("M"), task.classes) if config.class_weights == "balanced" else None
 
 
 def only_present(labels: Tensor, batch: Batch, modality: str) -> Tensor:

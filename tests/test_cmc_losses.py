@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cmc.losses import contrast_groups, cross_entropy, supcon, supcon_published
+from cmc.losses import balanced_weights, contrast_groups, cross_entropy, supcon, supcon_published
 
 
 def test_supcon_by_hand() -> None:
@@ -62,3 +62,18 @@ def test_cross_entropy_skips_unknown_labels() -> None:
     labels = torch.tensor([0, -1, 2, -1])
     assert torch.equal(cross_entropy(logits, labels), functional.cross_entropy(logits[[0, 2]], labels[[0, 2]]))
     assert cross_entropy(logits, torch.full((4,), -1)).item() == 0
+
+
+def test_weighted_cross_entropy_is_torchs() -> None:
+    logits, weight = torch.randn(5, 3), torch.tensor([0.5, 2.0, 1.0])
+    labels = torch.tensor([0, -1, 2, 1, 0])
+    expected = functional.cross_entropy(logits[labels >= 0], labels[labels >= 0], weight=weight)
+    torch.testing.assert_close(cross_entropy(logits, labels, weight), expected)
+    assert expected.item() != pytest.approx(cross_entropy(logits, labels).item())
+
+
+def test_balanced_weights() -> None:
+    weights = balanced_weights(torch.tensor([0, 1, 1, 1, 1, 1, 2, 2]), 3)
+    torch.testing.assert_close(weights, torch.tensor([8 / 3, 8 / 15, 8 / 6]))
+    torch.testing.assert_close(weights * torch.tensor([1, 5, 2]), torch.full((3,), 8 / 3))  # all count alike
+    assert torch.isfinite(balanced_weights(torch.tensor([0, 0]), 3)).all()
