@@ -198,7 +198,7 @@ def _damaged(shard: Shard, damage: str) -> Shard:
 
 
 def _vision(media: Media, recipe: Recipe, timings: Timings) -> Shard:
-    extractor = _extractor("vision", recipe.model_dump_json())
+    extractor = loaded("vision", recipe)
     began, decoding = time.perf_counter(), timings.get("decode", 0.0)
     track = extractor(_timed_frames(media.frames(), timings))
     spent = time.perf_counter() - began
@@ -209,7 +209,7 @@ def _vision(media: Media, recipe: Recipe, timings: Timings) -> Shard:
 
 
 def _audio(sound: Waveform | None, recipe: Recipe, timings: Timings) -> Shard:
-    extractor = _extractor("audio", recipe.model_dump_json())
+    extractor = loaded("audio", recipe)
     if sound is None or not len(sound.samples):
         return _track_shard(Track.empty(extractor.names), "no_audio")
     with _timed(timings, "audio"):
@@ -221,7 +221,7 @@ def _words(sound: Waveform | None, clip: Clip, recipe: Recipe, timings: Timings)
         return Shard("no_text", details={"words": []})
     if sound is None or not len(sound.samples):
         return Shard("no_words", "no sound to find words in", details={"words": []})
-    aligner = _extractor("words", recipe.model_dump_json())
+    aligner = loaded("words", recipe)
     try:
         with _timed(timings, "words"):
             found = aligner(sound, clip.text, clip) if clip.words else aligner(sound, clip.text)
@@ -233,7 +233,7 @@ def _words(sound: Waveform | None, clip: Clip, recipe: Recipe, timings: Timings)
 
 
 def _text(text: str, recipe: Recipe, timings: Timings) -> Shard:
-    extractor = _extractor("text", recipe.model_dump_json())
+    extractor = loaded("text", recipe)
     with _timed(timings, "text"):
         pieces = extractor(text)
     arrays: dict[str, NDArray[Any]] = {
@@ -256,9 +256,13 @@ def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:
     return Shard(status, reason, arrays=arrays, details={"steps": len(track), "names": track.names})
 
 
+def loaded(part: str, recipe: Recipe) -> Any:
+    """An extractor or aligner with its models, loaded once per process however many clips it sees."""
+    return _loaded(part, recipe.model_dump_json())
+
+
 @functools.lru_cache(maxsize=16)
-def _extractor(part: str, recipe: str) -> Any:
-    """An extractor with its models, loaded once per process however many clips it sees."""
+def _loaded(part: str, recipe: str) -> Any:
     return Recipe.model_validate_json(recipe).make(part)
 
 

@@ -31,7 +31,7 @@ def plot_clip(
 
     Raises what `mmfeat.extract` raises.
     """
-    features = extract(path, text, _with_pixels(recipe), start, end)
+    features = extract(path, text, with_pixels(recipe), start, end)
     with open_media(path, start, end) as media:
         frames = _strip(media.frames(), features.seconds)
         sound = media.waveform()
@@ -52,12 +52,21 @@ def plot_clip(
     plt.close(figure)
 
 
-def _with_pixels(recipe: Recipe) -> Recipe:
+def with_pixels(recipe: Recipe) -> Recipe:
     """The same recipe; facemesh also says where in the picture it saw the landmarks."""
     if recipe.vision["extractor"] != "facemesh":
         return recipe
     columns = [*recipe.resolved()["vision"]["columns"], "landmarks_px"]
     return recipe.model_copy(update={"vision": {**recipe.vision, "columns": tuple(dict.fromkeys(columns))}})
+
+
+def landmarks(vision: Track, row: int) -> NDArray[np.float32]:
+    """Pixels of the landmarks in one frame, shape (P, 2); P is 0 where no face was seen, or nobody says where."""
+    columns = {name: k for k, name in enumerate(vision.names)}
+    points = [name for name in vision.names if re.fullmatch(r"x_\d+", name)]
+    if not points or not vision.valid[row]:
+        return np.zeros((0, 2), np.float32)
+    return vision.values[row, [[columns[name], columns["y" + name[1:]]] for name in points]]
 
 
 def _strip(frames: object, seconds: float) -> list[Frame]:
@@ -80,18 +89,15 @@ def _draw_frames(axis: Axes, frames: list[Frame], vision: Track, seconds: float)
         axis.text(0.5 * seconds, 0.5, "no pictures", ha="center")
         return
     slot = seconds / STRIP
-    columns = {name: k for k, name in enumerate(vision.names)}
-    points = [name for name in vision.names if re.fullmatch(r"x_\d+", name)]
     for k, frame in enumerate(frames):
         inset = axis.inset_axes((k / STRIP + 0.002, 0, 1 / STRIP - 0.004, 1))
         inset.axis("off")
         inset.imshow(frame.image)
         row = int(np.searchsorted(vision.times[:, 0], frame.start, side="right")) - 1
         seen = 0 <= row < len(vision) and vision.valid[row]
-        if seen and points:
-            x = vision.values[row, [columns[name] for name in points]]
-            y = vision.values[row, [columns["y" + name[1:]] for name in points]]
-            inset.scatter(x, y, s=2, lw=0, c="#33ff66")
+        if seen:
+            points = landmarks(vision, row)
+            inset.scatter(points[:, 0], points[:, 1], s=2, lw=0, c="#33ff66")
         inset.set_title(f"{(k + 0.5) * slot:.2f} s" + ("" if seen else ", no face"), fontsize=8)
     axis.set_ylabel("vision")
 

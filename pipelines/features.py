@@ -18,6 +18,7 @@ from pipelines.extract import Extraction, extract_corpus
 from pipelines.journal import Journal, who
 from pipelines.limits import DEFAULT, Limits
 from pipelines.progress import duration, progress
+from pipelines.run_report import write_report
 from pipelines.schedule import stop_on_interrupt
 from pipelines.show import plural, show_clips, table
 from pipelines.stages import Stages, source_digest
@@ -117,6 +118,8 @@ def make_features(
                 report=report,
             )
         show_result(extraction, packed, time.monotonic() - began)
+        page = write_report(corpus, recipe, out, workdir, report_path(out))
+        print(f"{page}: the same with pictures, for a browser.")
 
     inputs = {
         "clips": hashlib.sha256(repr(corpus.clips).encode()).hexdigest(),
@@ -131,6 +134,11 @@ def make_features(
     elif not stages.run("features", inputs, [out], write):
         print(f"{out} is up to date.")
     return _status(out)
+
+
+def report_path(out: Path) -> Path:
+    """Where the page about a feature file lies."""
+    return out.with_name(f"{out.stem}_report.html")
 
 
 def default_workdir(out: Path) -> Path:

@@ -93,9 +93,9 @@ def test_an_aligner_that_fails_leaves_the_rest_of_the_clip(tmp_path: Path, monke
     def explode(*_: object) -> None:
         raise IndexError("a corner nobody saw")
 
-    make = clip_module._extractor
+    make = clip_module.loaded
     monkeypatch.setattr(
-        clip_module, "_extractor", lambda part, recipe: explode if part == "words" else make(part, recipe)
+        clip_module, "loaded", lambda part, recipe: explode if part == "words" else make(part, recipe)
     )
     found = mmfeat.extract(write_media(tmp_path / "a.mp4", stripes(5), sound=tone(0.3)), text="hello")
     assert "no_words" in found.status and "IndexError: a corner nobody saw" in found.reason

@@ -1,0 +1,191 @@
+"""`run_report.html`: what a run did, on one page that needs nothing else, with pictures of a sample of clips.
+
+The numbers come from the feature file and from the work folder's journal; the pictures are decoded for the page, with
+the landmarks drawn where the recipe's extractor can say where it saw them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmfeat.clip import FAILED
+from mmfeat.files import atomic
+from mmfeat.layout import ClipStatus, FeatureFile
+from mmfeat.media import MediaError, open_media
+from mmfeat.recipe import Recipe
+from pipelines.journal import runs
+from pipelines.progress import duration
+
+if TYPE_CHECKING:
+    from mmfeat.corpus import Clip, Corpus
+    from mmfeat.track import Frame
+
+SAMPLE = 12
+"""Clips with a picture."""
+_FRAMES = 3
+"""Frames that the extractor sees of each: it follows a face from one to the next."""
+_WIDTH, _HEIGHT = 240, 200
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse } td:nth-child(3) { min-width: 14rem }
+td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+.bar { display: flex; height: 1.4rem; border-radius: 3px; overflow: hidden }
+.key span { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 1rem; border-radius: 2px }
+.clips { display: flex; flex-wrap: wrap; gap: .8rem; align-items: end } figure { margin: 0; width: 230px }
+figure img, .none { max-width: 230px; border-radius: 3px; display: block }
+.none { background: #eee; color: #777; padding: 3rem 0; text-align: center }
+figcaption { font-size: .8rem; overflow-wrap: anywhere } .bad { color: #b00020 } .quiet { color: #777 }
+"""
+
+
+def write_report(corpus: Corpus, recipe: Recipe, features: Path, workdir: Path, out: Path) -> Path:
+    """Write the page for the feature file of a corpus; returns `out`."""
+    with FeatureFile(features) as file:
+        clips = file.clips()
+        coverage = _coverage(file)
+    body = [
+        f"<h1>{escape(corpus.root.name)}</h1>",
+        f"<p>{_summary(clips)}<br><span class=quiet>{escape(str(features.resolve()))}, recipe "
+        f"{escape(recipe.name)}, {time.strftime('%Y-%m-%d %H:%M')}</span></p>",
+        "<h2>What became of the clips</h2>",
+        _table(("clips", "status", "reason", "which"), _by_reason(clips), numbers=(0,)),
+        "<h2>What could be measured</h2>",
+        _table(("modality", "clips that have it", "steps measured, of those they have"), coverage, numbers=(1, 2)),
+        "<h2>Where the time went</h2>",
+        _times(workdir),
+        "<h2>A sample of clips</h2>",
+        f"<div class=clips>{''.join(_figure(clip, status, recipe) for clip, status in _sample(corpus, clips))}</div>",
+    ]
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(corpus.root.name)}: mmfeat</title>"
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style><body>{''.join(body)}</body></html>"
+    )
+    with atomic(out) as path:
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return out
+
+
+def _summary(clips: Sequence[ClipStatus]) -> str:
+    failed = sum(clip.status == FAILED for clip in clips)
+    footage = sum(clip.seconds for clip in clips)
+    said = f"<b>{len(clips) - failed} of {len(clips)} clips</b> are in the feature file, {duration(footage)} of footage"
+    return f"{said}; <b class=bad>{failed} failed</b>" if failed else said
+
+
+def _by_reason(clips: Sequence[ClipStatus]) -> Iterable[tuple[str, ...]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for clip in clips:
+        groups.setdefault((clip.status, clip.reason), []).append(clip.id)
+    for (status, reason), ids in sorted(groups.items(), key=lambda item: -len(item[1])):
+        which = "" if status == "ok" else ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+        yield str(len(ids)), status, reason, which
+
+
+def _coverage(file: FeatureFile) -> Iterable[tuple[str, ...]]:
+    """Per modality: clips in which anything was measured, and the share of steps that was."""
+    rows = []
+    for modality in ("vision", "audio"):
+        present = measured = steps = total = 0
+        for split in file.splits:
+            mask, lengths = file.read(split, f"{modality}_mask"), file.read(split, f"{modality}_lengths")
+            present, total = present + int(mask.any(1).sum()), total + len(mask)
+            measured, steps = measured + int(mask.sum()), steps + int(lengths.sum())
+        rows.append((modality, f"{present} of {total}", f"{measured / max(steps, 1):.1%}"))
+    return rows
+
+
+def _times(workdir: Path) -> str:
+    """Of all runs on the work folder: this page may be made by one that found everything done."""
+    spent: Counter[str] = Counter()
+    clips = footage = 0.0
+    for run in runs(workdir):
+        for clip in run.clips:
+            spent.update(clip.get("timings", {}))
+            clips, footage = clips + 1, footage + clip.get("seconds", 0.0)
+    total = sum(spent.values())
+    if not total:
+        return "<p class=quiet>Nothing was extracted in this work folder since it has a journal.</p>"
+    kinds = [(kind, seconds, colour) for (kind, seconds), colour in zip(spent.most_common(), itertools.cycle(_COLOURS))]
+    bar = "".join(f"<div style='flex:{s / total:.4f};background:{c}' title='{escape(k)}'></div>" for k, s, c in kinds)
+    key = "".join(f"<span style='background:{c}'></span>{escape(k)} {s / total:.0%}" for k, s, c in kinds)
+    return (
+        f"<div class=bar>{bar}</div><p class=key>{key}</p><p>{duration(total)} of work for {clips:.0f} clips and "
+        f"{duration(footage)} of footage, summed over workers: {footage / total:.1f} times real time on one.</p>"
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    kinds = [" class=n" if k in numbers else "" for k in range(len(columns))]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    lines = ["".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows]
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _sample(corpus: Corpus, statuses: Sequence[ClipStatus]) -> list[tuple[Clip, ClipStatus]]:
+    """Clips with a file, as many kinds of status as fit, then others; the same ones every time."""
+    known = {clip.id: clip for clip in corpus.usable}
+    clips = sorted(
+        (status for status in statuses if status.id in known),
+        key=lambda status: hashlib.sha256(status.id.encode("utf-8", "surrogateescape")).digest(),
+    )
+    seen: Counter[str] = Counter()
+    ranked: list[tuple[int, int, ClipStatus]] = []
+    for status in clips:
+        ranked.append((seen[status.status], len(ranked), status))  # one of each kind, then a second of each, …
+        seen[status.status] += 1
+    return [(known[status.id], status) for _, _, status in sorted(ranked, key=lambda row: row[:2])[:SAMPLE]]
+
+
+def _figure(clip: Clip, status: ClipStatus, recipe: Recipe) -> str:
+    name = f"{escape(clip.id)}<br><span class='{'bad' if status.status == FAILED else 'quiet'}'>{escape(status.status)}"
+    caption = f"<figcaption>{name}{escape(f': {status.reason}' if status.reason else '')}</span></figcaption>"
+    picture = _thumbnail(clip, status, recipe)
+    if picture is None:
+        return f"<figure><div class=none>no picture</div>{caption}</figure>"
+    return f"<figure><img alt='' src='data:image/jpeg;base64,{base64.b64encode(picture).decode()}'>{caption}</figure>"
+
+
+def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> bytes | None:
+    """JPEG of the frame in the middle of the clip, landmarks drawn; None where no picture can be decoded."""
+    import cv2
+
+    from mmfeat.clip import loaded
+    from mmfeat.plot import landmarks, with_pixels
+
+    assert clip.path is not None
+    try:
+        with open_media(clip.path, clip.start, clip.end) as media:
+            frames = _middle(media.frames(), status.seconds)
+    except MediaError:
+        return None
+    if not frames:
+        return None
+    image = frames[-1].image
+    scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    track = loaded("vision", with_pixels(recipe))(frames)
+    for x, y in landmarks(track, len(track) - 1) * scale if len(track) else ():
+        cv2.circle(small, (round(float(x)), round(float(y))), 1, (60, 255, 110), -1, cv2.LINE_AA)
+    done, jpeg = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return jpeg.tobytes() if done else None
+
+
+def _middle(frames: Iterable[Frame], seconds: float) -> list[Frame]:
+    """The last few frames up to the middle of the clip."""
+    kept: list[Frame] = []
+    for frame in frames:
+        kept = [*kept[-(_FRAMES - 1) :], frame]
+        if frame.end >= seconds / 2:
+            break
+    return kept

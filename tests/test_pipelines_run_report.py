@@ -1,0 +1,80 @@
+"""The page about a run: complete, self-contained, and with nothing in it that a clip's name could smuggle in."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mmfeat import corpus as corpora
+from mmfeat.recipe import load_recipe
+from pipelines import run_report
+from pipelines.cli import main
+from tests.test_pipelines_extract import write_clip
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    raw = folder / "corpus" / "Raw" / "v"
+    rows = ["video_id,clip_id,text,label,mode"]
+    for number in range(3):
+        write_clip(raw / f"{number}.mp4", seed=number)
+        rows.append(f"v,{number},,0.5,train")
+    (raw / "bad.mp4").write_bytes(b"no film")
+    rows += ["v,bad,,0.5,train", f'v,"{SCRIPT}",,0.5,train']
+    (folder / "corpus" / "label.csv").write_text("\n".join(rows))
+    assert main(["extract", str(folder / "corpus"), "-o", str(folder / "f.h5"), "--workers", "1"]) == 3
+    return (folder / "f_report.html").read_text()
+
+
+def test_it_says_what_became_of_the_clips(page):
+    assert "<b>3 of 5 clips</b>" in page and "2 failed" in page
+    assert "not a readable media file" in page and "v$_$bad" in page
+    assert "<td class=n>0 of 3</td>" in page and "<td class=n>3 of 3</td>" in page  # no faces, all with sound
+    for kind in ("decode", "vision", "audio", "store"):
+        assert re.search(rf"</span>{kind} \d+%", page)
+    assert "times real time on one" in page
+
+
+def test_it_needs_nothing_else_and_runs_nothing(page):
+    assert SCRIPT not in page and "&lt;script&gt;" in page
+    assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r"(?:src|href)='([^']*)'", page))
+    assert not re.search(r"(?:src|href)=[^']", page) and "url(" not in page and "@import" not in page
+    pictures = re.findall(r"data:image/jpeg;base64,([^']+)", page)
+    assert len(pictures) == 3
+    image = cv2.imdecode(np.frombuffer(base64.b64decode(pictures[0]), np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape[1] <= 240 and image.shape[0] <= 200 and image.std() > 10
+
+
+def test_landmarks_are_drawn_where_the_face_is(tmp_path: Path, shared_data: Path):
+    (tmp_path / "Raw" / "v").mkdir(parents=True)
+    (tmp_path / "Raw" / "v" / "1.mp4").symlink_to(shared_data / "talking" / "vr_face2.mp4")
+    (tmp_path / "label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,,0.5,train\n")
+    clip = corpora.load(tmp_path).usable[0]
+    status = run_report.ClipStatus(clip.id, "train", "ok", "", 2.0)
+    recipe = load_recipe("default")
+    jpeg = run_report._thumbnail(clip, status, recipe)
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    green = (image[:, :, 1] > 150) & (image[:, :, 1] - image[:, :, 2] > 60) & (image[:, :, 1] - image[:, :, 0] > 60)
+    rows, columns = np.nonzero(green)
+    assert 60 < len(rows) < 1000, "some pixels for each of 68 points"
+    assert 0.3 < columns.mean() / image.shape[1] < 0.7 and 0.3 < rows.mean() / image.shape[0] < 0.8
+
+
+def test_the_sample_shows_every_kind_of_status_first(monkeypatch):
+    monkeypatch.setattr(run_report, "SAMPLE", 3)
+    clips = [corpora.Clip("v", str(k), "train", Path("x"), "", 0.0) for k in range(50)]
+    statuses = [run_report.ClipStatus(clip.id, "train", "ok") for clip in clips]
+    statuses[31] = run_report.ClipStatus(clips[31].id, "train", "failed", "why")
+    statuses[7] = run_report.ClipStatus(clips[7].id, "train", "no_face")
+    corpus = corpora.Corpus(Path("x"), clips, [])
+    chosen = run_report._sample(corpus, statuses)
+    assert {status.status for _, status in chosen} == {"ok", "failed", "no_face"}
+    assert chosen == run_report._sample(corpus, statuses)
