@@ -110,8 +110,10 @@ def _lengths(block: Block) -> Flagged:
         steps = values.shape[1]
         stated = stated.reshape(len(stated))
         yield "length-range", modality, "", ~((stated >= 0) & (stated <= steps) & (stated == np.round(stated)))
-        if modality == "text" and block.tokens is not None:
-            yield "length-mask", modality, "", stated != (block.tokens[:, 1] > 0).sum(1)
+        if modality == "text" and (tokens := block.arrays.get("text_bert")) is not None:
+            # To the last piece that is attended to: a mask with gaps is a finding of its own.
+            attended = (tokens[:, 1] > 0) * np.arange(1, tokens.shape[2] + 1)
+            yield "length-mask", modality, "", stated != attended.max(1)
         elif modality != "text" and (mask := block.arrays.get(f"{modality}_mask")) is not None:
             yield "length-mask", modality, "", (mask & ~block.inside(modality, steps)).any(1)
 
