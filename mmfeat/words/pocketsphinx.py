@@ -1,15 +1,17 @@
 """Forced alignment of English with PocketSphinx 5 and the acoustic model that comes in its wheel.
 
-Two passes over the sound, as PocketSphinx' authors advise: the first finds the words, the ways they are said and the
-pauses between them in a grammar of the transcript; the second finds exact boundaries with every sound's context known.
+One pass over the sound finds the words, the ways they are said and the pauses between them in a grammar of the
+transcript. Where a word came out impossibly long or fits badly beside a pause, since the sound holds what the
+transcript lacks, the stretch around it is aligned again with any sounds allowed between its words.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +23,35 @@ from mmfeat.words.pronounce import arpabet
 from mmfeat.words.transcript import Spoken, Token, tokens
 
 Ways = tuple[Spoken, ...]
+Samples = NDArray[np.int16]
 
 RATE = 16000
 _FRAME = 0.010
-_PAUSE_EDGE = 0.5
 _OFFSET = 0.008
 """A frame's window is 25.6 ms long and starts at the frame's time: a change between two frames lies between the middles
 of their windows, this much after the second one's start."""
-_NATS = 1024 * math.log(1.0001)
-"""PocketSphinx counts log-likelihoods in steps of 1024 in base 1.0001."""
+_NATS = 1024.0
+"""PocketSphinx tells a segment's log-likelihood divided by 1024, as a power of e."""
 _SILENCE = 1e-4  # a peak below this is no recording of speech
 _FRAMES_PER_PHONE = 3  # a phone has three states and each takes a frame
+_STRETCHED = 0.5
+"""Seconds per phone beyond which a word is not taken for granted; drawled ones have less than 0.4."""
+_KEPT_SILENCE = 0.75
+"""Seconds of a long silence that stay on each side of it."""
+_UNFIT, _ROOM = 0.1, 0.5
+"""A word of less confidence beside a pause of more seconds is not taken for granted either."""
+_SURE = 0.5
+_REACH = 8  # unsure words on each side of a stretched one
+_ANCHORS = 2  # sure words on each side of a stretch that is aligned again
+_SOUNDS = tuple(
+    f"[+{phone}]"
+    for phone in (
+        *("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"),
+        *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T", "TH", "V"),
+        *("W", "Y", "Z", "ZH"),
+    )
+)
+_SOUND_PROBABILITY = 0.2  # before PocketSphinx' language weight of 6.5: about 3e-5 per sound
 
 
 class PocketsphinxConfig(Config):
@@ -44,24 +64,17 @@ class PocketsphinxConfig(Config):
     )
     confidence_middle: float = Field(7.0, description="nats below the best sound that give a confidence of one half")
     confidence_scale: float = Field(0.8, description="nats over which confidence rises", gt=0)
-    piece_seconds: float = Field(
-        60.0,
-        description="longer recordings have their boundaries refined in pieces, cut at pauses: memory grows with the "
-        "square of a piece",
-        gt=5,
-    )
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A word, pause or noise of one decoding pass; frames."""
+    """A said word, pause or noise; frames."""
 
     word: str
     start: int
     end: int
     score: float = 0.0
-    """Sum over its phones of the mean nats per frame below the best of all sounds; 0 is best."""
-    phones: int = 1
+    """Nats below the best of all sounds, summed over the frames; 0 is best."""
 
     @property
     def base(self) -> str:
@@ -73,13 +86,23 @@ class _Segment:
         return self.word.startswith(("<", "["))
 
 
-@register("pocketsphinx", PocketsphinxConfig, version=1)
+@dataclass(frozen=True)
+class _Found:
+    """A word of the transcript in the sound; frames."""
+
+    start: int
+    end: int
+    confidence: float
+    phones: int
+
+
+@register("pocketsphinx", PocketsphinxConfig, version=2)
 class PocketsphinxAligner:
     """Word times of English speech.
 
-    A word's confidence is a logistic function of how far its sounds' acoustic score lies below that of the sounds which
-    fit best at each moment, in nats per frame, averaged over its phones: near 1 where nothing fits much better, near 0
-    where other sounds were spoken.
+    A word's confidence is a logistic function of how far its acoustic score lies below that of the sounds which fit
+    best at each moment, in nats, averaged over its frames: near 1 where nothing fits much better, near 0 where other
+    sounds were spoken.
     """
 
     def __init__(self, config: PocketsphinxConfig):
@@ -93,6 +116,8 @@ class PocketsphinxAligner:
             compallsen=True,  # scores are then relative to the best of all sounds
             cmn="batch",
         )
+        for sound in _SOUNDS:
+            self._decoder.add_word(sound, sound.strip("[+]"), False)
 
     def __call__(self, waveform: Waveform, text: str) -> list[Word]:
         """The words of `text` in `waveform`. Raises AlignmentError."""
@@ -106,12 +131,17 @@ class PocketsphinxAligner:
                 "choose an aligner for its language"
             )
         samples = _prepare(waveform)
+        kept = _without_silence(samples)
         self._learn(words)
-        segments = self._align(samples, [token.spoken for token in words])
-        return list(_join(words, segments, waveform.seconds, self._confidence))
-
-    def _confidence(self, score: float) -> float:
-        return 1 / (1 + math.exp(-(score + self.config.confidence_middle) / self.config.confidence_scale))
+        ways = [token.spoken for token in words]
+        heard = np.concatenate([samples[start:end] for start, end in kept])
+        found = self._mend(heard, ways, self._align(heard, ways))
+        starts = _whole_times([word.start for word in found], kept, "right")
+        ends = _whole_times([word.end for word in found], kept, "left")
+        return [
+            Word(token.text, min(start, waveform.seconds), min(end, waveform.seconds), word.confidence, token.span)
+            for token, word, start, end in zip(words, found, starts, ends, strict=True)
+        ]
 
     def _learn(self, words: list[Token]) -> None:
         """Enter words that the dictionary lacks, as espeak-ng says them."""
@@ -124,69 +154,84 @@ class PocketsphinxAligner:
                 raise AlignmentError(f"no pronunciation is known for {word!r}")
             self._decoder.add_word(word, phones, False)
 
-    def _align(self, samples: NDArray[np.int16], words: list[Ways], whole: bool = False) -> list[_Segment]:
-        """Words and pauses with exact boundaries; beams are widened until a way through the transcript is found.
+    def _align(self, samples: Samples, words: Sequence[Ways], between: Sequence[str] = ()) -> list[_Found]:
+        """Where the words are; beams are widened until a way through the transcript is found.
 
-        A long recording is cut into pieces, each of which is then taken `whole`.
+        `between` are words of the dictionary that may be said any number of times around each word.
         """
         least = sum(min(map(self._phones, ways)) for ways in words) * _FRAMES_PER_PHONE * _FRAME
         seconds = len(samples) / RATE
         if least > seconds:
             raise AlignmentError(f"{len(words)} words take at least {least:.1f} s, the sound is {seconds:.1f} s long")
+        edges, final = _grammar(words, between)
         for beam in self.config.beams:
-            try:
-                found = self._first_pass(samples, words, beam)
-                if whole or seconds <= self.config.piece_seconds:
-                    return self._second_pass(samples)
-                break
-            except RuntimeError:  # PocketSphinx' "failed to reach final state", in either pass
-                continue
-        else:
-            raise AlignmentError("the sound does not follow the transcript: even wide beams lose all ways through it")
-        refined = []
-        for piece in _cut(found, self.config.piece_seconds):
-            start, end = piece[0].start, piece[-1].end
-            spoken: list[Ways] = [((segment.base,),) for segment in piece if not segment.is_filler]
-            if not spoken:
-                continue
-            part = samples[round(start * _FRAME * RATE) : round((end + 2) * _FRAME * RATE)]
-            for segment in self._align(part, spoken, whole=True):
-                refined.append(replace(segment, start=segment.start + start, end=segment.end + start))
-        return refined
+            for name in ("beam", "wbeam", "pbeam"):
+                self._decoder.config[name] = beam
+            self._decoder.add_fsg("transcript", self._decoder.create_fsg("transcript", 0, final, edges))
+            self._decoder.activate_search("transcript")
+            said = self._decode(samples)
+            counts = _path([segment.base for segment in said], words)
+            if counts is not None:
+                return list(self._join(said, counts))
+        raise AlignmentError("the sound does not follow the transcript: even wide beams lose all ways through it")
 
-    def _phones(self, way: Spoken) -> int:
-        return sum(len(self._decoder.lookup_word(word).split()) for word in way)
-
-    def _first_pass(self, samples: NDArray[np.int16], words: list[Ways], beam: float) -> list[_Segment]:
-        for name in ("beam", "wbeam", "pbeam"):
-            self._decoder.config[name] = beam
-        edges, final = _grammar(words)
-        self._decoder.add_fsg("transcript", self._decoder.create_fsg("transcript", 0, final, edges))
-        self._decoder.activate_search("transcript")
-        self._decode(samples)
-        found = [_Segment(s.word, s.start_frame, s.end_frame + 1) for s in self._decoder.seg() or ()]
-        if _path([segment.base for segment in found if not segment.is_filler], words) is None:
-            raise RuntimeError("final state not reached")
-        return found
-
-    def _second_pass(self, samples: NDArray[np.int16]) -> list[_Segment]:
-        self._decoder.set_alignment()
-        self._decode(samples)
-        found = []
-        for word in self._decoder.get_alignment():
-            scores = [phone.score * _NATS / phone.duration for phone in word]
-            found.append(_Segment(word.name, word.start, word.start + word.duration, sum(scores), len(scores)))
-        return found
-
-    def _decode(self, samples: NDArray[np.int16]) -> None:
+    def _decode(self, samples: Samples) -> list[_Segment]:
+        """The words said on the best path; empty or not to the end where beams lost it."""
         # Features start anew: adapted means and filter memory of the sound before would change the result.
         self._decoder.reinit_feat()
         self._decoder.start_utt()
         self._decoder.process_raw(samples.tobytes(), full_utt=True)
         self._decoder.end_utt()
+        found = (
+            _Segment(s.word, s.start_frame, s.end_frame + 1, _NATS * math.log(s.ascore) if s.ascore > 0 else -math.inf)
+            for s in self._decoder.seg() or ()
+        )
+        return [segment for segment in found if not segment.is_filler]
+
+    def _join(self, said: list[_Segment], counts: list[int]) -> Iterator[_Found]:
+        """Words of the transcript from the words said, of which each has `counts`."""
+        place = 0
+        for count in counts:
+            mine = said[place : place + count]
+            place += count
+            frames = sum(segment.end - segment.start for segment in mine)
+            score = sum(segment.score for segment in mine) / frames
+            phones = sum(self._phones((segment.word,)) for segment in mine)
+            yield _Found(mine[0].start, mine[-1].end, self._confidence(score), phones)
+
+    def _confidence(self, score: float) -> float:
+        below = -(score + self.config.confidence_middle) / self.config.confidence_scale
+        return 1 / (1 + math.exp(min(below, 700.0)))
+
+    def _phones(self, way: Spoken) -> int:
+        return sum(len(self._decoder.lookup_word(word).split()) for word in way)
+
+    def _mend(self, samples: Samples, words: list[Ways], found: list[_Found]) -> list[_Found]:
+        """Align again, between words that are sure, what lies around words that other sounds drew to them.
+
+        The new times are kept where the words then fit better.
+        """
+        last = 0
+        for index in range(len(found)):
+            if index < last or not _is_doubtful(found, index):
+                continue
+            first, last = _around([word.confidence for word in found], index)
+            before = found[first:last]
+            left, right = before[: _ANCHORS * (first > 0)], before[len(before) - _ANCHORS * (last < len(found)) :]
+            if min((word.confidence for word in (*left, *right)), default=1.0) < _SURE:
+                continue  # nothing to hold on to: the transcript may be of another recording
+            start, end = before[0].start, before[-1].end
+            part = samples[round(start * _FRAME * RATE) : round((end + 2) * _FRAME * RATE)]
+            try:
+                after = self._align(part, words[first:last], _SOUNDS)
+            except AlignmentError:
+                continue
+            if sum(word.confidence for word in after) > sum(word.confidence for word in before):
+                found[first:last] = [replace(w, start=w.start + start, end=min(w.end + start, end)) for w in after]
+        return found
 
 
-def _prepare(waveform: Waveform) -> NDArray[np.int16]:
+def _prepare(waveform: Waveform) -> Samples:
     """16 kHz, 16 bits, at one level. Raises AlignmentError where there is no sound."""
     if not len(waveform.samples):
         raise AlignmentError("there is no sound")
@@ -200,14 +245,74 @@ def _prepare(waveform: Waveform) -> NDArray[np.int16]:
     return np.round(samples * (16000 / peak) + noise).astype(np.int16)
 
 
+def _without_silence(samples: Samples) -> list[tuple[int, int]]:
+    """The parts of a recording that are aligned: all of it, but of long silences only the edges.
+
+    Minutes of silence would shift the mean that features are normalised by, and let words wander into it. Silence is
+    what lies in the lowest quarter between the noise floor and the loudest moment, in decibels; a recording whose noise
+    is within 20 dB of its loudest moment has none. Differences of samples, so that hum and rumble do not count.
+    """
+    step = RATE // 50
+    count = len(samples) // step
+    power = (np.diff(samples[: count * step].astype(np.float64), prepend=0.0) ** 2).reshape(count, step).mean(axis=1)
+    level = 10 * np.log10(power + 1.0)
+    if not count or level.max() - np.percentile(level, 10) < 20:
+        return [(0, len(samples))]
+    floor = np.percentile(level, 10)
+    loud = np.flatnonzero(level >= floor + 0.25 * (level.max() - floor))
+    edge = round(_KEPT_SILENCE * RATE)
+    parts: list[tuple[int, int]] = []
+    for place in loud:
+        start, end = max(int(place) * step - edge, 0), min(int(place + 1) * step + edge, len(samples))
+        if parts and start <= parts[-1][1]:
+            start = parts.pop()[0]
+        parts.append((start, end))
+    return parts
+
+
+def _whole_times(frames: Iterable[int], parts: list[tuple[int, int]], side: Literal["left", "right"]) -> list[float]:
+    """Seconds of the whole recording from frames of its `parts` put together.
+
+    Where two parts meet, `left` means the end of the one, `right` the start of the other.
+    """
+    before = np.cumsum([0, *(end - start for start, end in parts)]) / RATE
+    found = []
+    for frame in frames:
+        time = max(frame * _FRAME + _OFFSET, 0.0)
+        part = min(max(int(np.searchsorted(before, time, side)) - 1, 0), len(parts) - 1)
+        found.append(parts[part][0] / RATE + time - float(before[part]))
+    return found
+
+
+def _is_doubtful(found: Sequence[_Found], index: int) -> bool:
+    """Whether a word lasts too long, or does not fit and has room beside it to be somewhere else."""
+    word = found[index]
+    if (word.end - word.start) * _FRAME > word.phones * _STRETCHED:
+        return True
+    before = word.start - found[index - 1].end if index else 0
+    after = found[index + 1].start - word.end if index + 1 < len(found) else 0
+    return word.confidence < _UNFIT and max(before, after) * _FRAME > _ROOM
+
+
+def _around(confidences: Sequence[float], index: int) -> tuple[int, int]:
+    """First and last (exclusive) word of the stretch around a word: the unsure ones beside it, and anchors."""
+    first, last = index, index + 1
+    while first > 0 and min(confidences[max(first - _ANCHORS, 0) : first]) < _SURE and index - first < _REACH:
+        first -= 1
+    while last < len(confidences) and min(confidences[last : last + _ANCHORS]) < _SURE and last - index < _REACH:
+        last += 1
+    return max(first - _ANCHORS, 0), min(last + _ANCHORS, len(confidences))
+
+
 def _is_latin(text: str) -> bool:
     letters = [c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c)[0] == "L"]
     return all(unicodedata.name(c, "").startswith(("LATIN ", "MODIFIER LETTER ")) for c in letters)
 
 
-def _grammar(words: list[Ways]) -> tuple[list[tuple[int, int, float, str]], int]:
+def _grammar(words: Sequence[Ways], between: Sequence[str] = ()) -> tuple[list[tuple[int, int, float, str]], int]:
     """Edges (from, to, probability, word) that say the words one after the other in any of their ways; final state."""
     edges, state = [], 0
+    edges += [(0, 0, _SOUND_PROBABILITY, sound) for sound in between]
     for ways in words:
         final = state + 1 + sum(len(way) - 1 for way in ways)
         inner = state + 1
@@ -217,10 +322,11 @@ def _grammar(words: list[Ways]) -> tuple[list[tuple[int, int, float, str]], int]
             for index, word in enumerate(way):
                 edges.append((places[index], places[index + 1], 1 / len(ways) if index == 0 else 1.0, word))
         state = final
+        edges += [(state, state, _SOUND_PROBABILITY, sound) for sound in between]
     return edges, state
 
 
-def _path(said: list[str], words: list[Ways]) -> list[int] | None:
+def _path(said: list[str], words: Sequence[Ways]) -> list[int] | None:
     """How many of the said words belong to each word of the transcript; None where they do not spell it out."""
     reached: list[dict[int, int]] = [{0: 0}]  # per word of the transcript: place in `said` → place before it
     for ways in words:
@@ -237,44 +343,3 @@ def _path(said: list[str], words: list[Ways]) -> list[int] | None:
         counts.append(place - step[place])
         place = step[place]
     return counts[::-1] if place == 0 else None
-
-
-def _cut(segments: list[_Segment], seconds: float) -> Iterator[list[_Segment]]:
-    """Pieces of at most about `seconds`, cut inside the longest pause that reaches into each piece's later half.
-
-    Of a long pause only its edges are kept: there is nothing to align in its middle.
-    """
-    longest, edge = round(seconds / _FRAME), round(_PAUSE_EDGE / _FRAME)
-    while segments and segments[-1].end - segments[0].start > longest:
-        early, late = segments[0].start + longest // 2, segments[0].start + longest
-        near = [i for i, segment in enumerate(segments) if segment.end >= early and segment.start <= late]
-        pauses = [i for i in near if segments[i].is_filler]
-        if pauses:
-            at = max(pauses, key=lambda i: segments[i].end - segments[i].start)
-            pause = segments[at]
-            kept = min(edge, (pause.end - pause.start) // 2)
-            yield [*segments[:at], replace(pause, end=pause.start + kept)]
-            segments = [replace(pause, start=pause.end - kept), *segments[at + 1 :]]
-        else:
-            at = min(near[-1] + 1, len(segments) - 1) if near else len(segments) - 1
-            if at == 0:
-                break
-            yield segments[:at]
-            segments = segments[at:]
-    yield segments
-
-
-def _join(
-    words: list[Token], segments: list[_Segment], seconds: float, confidence: Callable[[float], float]
-) -> Iterator[Word]:
-    """The transcript's own words from the said ones."""
-    said = [segment for segment in segments if not segment.is_filler]
-    counts = _path([segment.base for segment in said], [token.spoken for token in words])
-    assert counts is not None
-    place = 0
-    for token, count in zip(words, counts, strict=True):
-        mine = said[place : place + count]
-        place += count
-        start, end = (min(max(frame * _FRAME + _OFFSET, 0.0), seconds) for frame in (mine[0].start, mine[-1].end))
-        score = sum(s.score for s in mine) / sum(s.phones for s in mine)
-        yield Word(token.text, start, end, confidence(score), token.span)
