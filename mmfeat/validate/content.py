@@ -16,6 +16,10 @@ Flagged = Iterator[tuple[str, str, str, Any]]
 """Check, key or modality, detail, and which clips of the block it applies to, (B,) bool."""
 
 
+_LONGEST = 1 << 31
+"""Steps: what is said to be longer is wrong, by how much does not matter."""
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """B clips of one split: the keys that have the shape and type they should."""
@@ -42,7 +46,7 @@ class Block:
         """(B,), as stated, and for the text of a pickle as its attention mask says; None where not known."""
         stated, mask = self.arrays.get(f"{modality}_lengths"), self.arrays.get("text_bert")
         if stated is not None:
-            return np.nan_to_num(stated.reshape(len(stated))).astype(np.int64)
+            return np.nan_to_num(stated.reshape(len(stated))).clip(-1, _LONGEST).astype(np.int64)
         if mask is not None and (modality == "text" or self.aligned):
             return (mask[:, 1] > 0).sum(1)
         return None

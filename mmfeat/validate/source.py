@@ -88,8 +88,11 @@ def _pickled(path: Path) -> dict[str, dict[str, Array]]:
     found: dict[str, dict[str, Array]] = {}
     for name, split in splits.items():
         found[name] = {str(key): _array(value) for key, value in split.items()}
-        if "id" in split:
-            found[name]["id"] = np.array([clip_id(value) for value in split["id"]], object)
+        ids = split.get("id")
+        if isinstance(ids, list | tuple) or (isinstance(ids, np.ndarray) and ids.ndim):
+            found[name]["id"] = np.array([clip_id(value) for value in ids], object)
+        else:
+            found[name].pop("id", None)  # one value names no clips
     return found
 
 

@@ -149,7 +149,7 @@ def _wanted(source: Source, arrays: Mapping[str, Array]) -> list[str]:
 def _wrong_type(array: Array, kind: str, pickled: bool) -> str:
     if kind == "text":
         return "" if is_text(array) else f"{array.dtype}, not text"
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in ("iuf" if pickled else "biuf"):
         return f"{array.dtype}, not numbers"
     # MMSA casts whatever it finds.
     return "" if pickled or array.dtype == np.dtype(kind) else f"{array.dtype}, not {np.dtype(kind)}"
