@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cmc.commands import ablate, evaluate, exits, plant, predict, train, tune
+from cmc.commands import ablate, evaluate, exits, import_, plant, predict, train, tune
 from cmc.commands.features import accept_pickle
 from cmc.commands.flags import add_config_flags
 
-COMMANDS = (train, evaluate, predict, tune, ablate, plant)
+COMMANDS = (train, evaluate, predict, tune, ablate, import_, plant)
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser("cmc", description="Calibrated multimodal consensus: train, evaluate, predict.")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].rstrip("_")
         examples = "\n".join(f"  {line}" for line in module.EXAMPLES)
         command = commands.add_parser(
             name,
