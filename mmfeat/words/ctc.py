@@ -6,6 +6,7 @@ transcript's letters are then laid over the frames in the best way that CTC allo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,9 +74,9 @@ class _Rhythm:
 class CtcAligner:
     """Word times from a CTC model.
 
-    A word's confidence is the geometric mean of its letters' probabilities over the frames that they take: near 1 where
-    the model hears just these letters. Letters that the model does not know say nothing; a word of such letters alone
-    has confidence 0.
+    A word's confidence is the geometric mean of its letters' probabilities, that of a letter being the geometric mean
+    over the frames that it takes: near 1 where the model hears just these letters. Letters that the model does not know
+    say nothing; a word of such letters alone has confidence 0.
     """
 
     def __init__(self, config: CtcConfig, language: str = "en"):
@@ -125,7 +126,10 @@ class CtcAligner:
             path, _ = best_path(emissions, columns, 0, optional)
         except ValueError as error:
             raise AlignmentError(f"{error} (of {self._rhythm.stride / self._rate * 1000:g} ms each)") from None
-        return list(self._words(words, places, path, np.asarray(columns), emissions, waveform.seconds))
+        column = np.asarray(columns)[path]
+        scores = emissions[np.arange(len(path)), column].astype(np.float64)
+        scores[column == emissions.shape[1] - 1] = np.nan  # the star says nothing about what is heard
+        return list(self._words(words, places, path, scores, waveform.seconds))
 
     def _listen(self, waveform: Waveform, labels: Sequence[int]) -> tuple[list[int], Floats]:
         """Each label's column, and log-probabilities (frames, columns); column 0 is the blank, the last the star.
@@ -165,19 +169,20 @@ class CtcAligner:
         words: Sequence[Token],
         places: Sequence[slice],
         path: NDArray[np.intp],
-        columns: NDArray[np.intp],
-        emissions: Floats,
+        scores: NDArray[np.float64],
         seconds: float,
     ) -> Iterator[Word]:
-        stride, star = self._rhythm.stride, emissions.shape[1] - 1
+        """Times and confidence from each frame's place among the labels and, where that is a letter's, its
+        log-probability; NaN for a letter that the model does not know."""
+        stride = self._rhythm.stride
         # A frame stands for the `stride` samples in the middle of those that it sees.
         lead = (self._rhythm.field - stride) / 2
         for token, place in zip(words, places, strict=True):
             frames = np.flatnonzero((path >= place.start) & (path < place.stop))
-            heard = columns[path[frames]]
-            known = emissions[frames, heard][heard != star]
-            start, end = ((frame * stride + lead) / self._rate for frame in (frames[0], frames[-1] + 1))
-            confidence = float(np.exp(known.mean(dtype=np.float64))) if len(known) else 0.0
+            start, end = ((int(frame) * stride + lead) / self._rate for frame in (frames[0], frames[-1] + 1))
+            known = frames[~np.isnan(scores[frames])]
+            letters = [scores[known][path[known] == letter].mean() for letter in np.unique(path[known])]
+            confidence = math.exp(np.mean(letters)) if letters else 0.0
             yield Word(token.text, min(start, seconds), min(end, seconds), min(confidence, 1.0), token.span)
 
 

@@ -33,7 +33,7 @@ def best_path(
     graph = _Graph(labels, blank, optional or [False] * len(labels))
     frames = len(emissions)
     if frames < graph.least:
-        raise ValueError(f"{len(labels)} labels take at least {graph.least} frames, there are {frames}")
+        raise ValueError(f"the letters take at least {graph.least} frames, there are {frames}")
     if not frames:
         return np.zeros(0, np.intp), 0.0
     block = max(1, math.isqrt(frames))
@@ -56,10 +56,10 @@ def best_path(
             scores, moves[time - begin] = graph.step(scores, emissions[time])
         if end < frames:  # the move into the next block's first frame
             _, into = graph.step(scores, emissions[end])
-            state -= into[state]
+            state -= int(into[state])
         for time in range(end - 1, begin, -1):
             path[time] = state
-            state -= moves[time - begin, state]
+            state -= int(moves[time - begin, state])
         path[begin] = state
         end = begin
     return np.where(path % 2 == 1, path // 2, -1), score

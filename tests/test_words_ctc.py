@@ -1,0 +1,389 @@
+"""CTC alignment: the search against brute force, and a tiny model trained here on tones that stand for letters."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mmfeat.recipe import load_recipe
+from mmfeat.track import Waveform, Word
+from mmfeat.words import AlignmentError, MissingBackendError, find
+from mmfeat.words.ctc import _Rhythm
+from mmfeat.words.ctc_labels import STAR, Alphabet
+from mmfeat.words.ctc_path import best_path
+from mmfeat.words.transcript import tokens
+from pipelines.cli import main
+from tests.media_files import write_media
+
+BLANK = 0
+
+
+def collapsed(frames: tuple[int, ...]) -> tuple[int, ...]:
+    """What a frame by frame labelling says: runs become one label, blanks go."""
+    return tuple(label for label, _ in itertools.groupby(frames) if label != BLANK)
+
+
+def readings(labels: list[int], optional: list[bool]) -> set[tuple[int, ...]]:
+    """The sequences that the labels stand for, with and without the optional ones."""
+    ways = itertools.product(
+        *[((label,), ()) if may else ((label,),) for label, may in zip(labels, optional, strict=True)]
+    )
+    return {tuple(itertools.chain(*way)) for way in ways}
+
+
+@st.composite
+def lattices(draw: st.DrawFn) -> tuple[NDArray[np.float32], list[int], list[bool]]:
+    frames, size = draw(st.integers(1, 6)), draw(st.integers(2, 4))
+    labels = draw(st.lists(st.integers(1, size - 1), max_size=4))
+    optional: list[bool] = []
+    for _ in labels:
+        optional.append(draw(st.booleans()) and not (optional and optional[-1]))
+    logits = np.random.default_rng(draw(st.integers(0, 10**6))).normal(0, 3, (frames, size))
+    return (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32), labels, optional
+
+
+@settings(max_examples=400, deadline=None)
+@given(lattices())
+def test_the_path_is_the_best_of_all(lattice: tuple[NDArray[np.float32], list[int], list[bool]]) -> None:
+    emissions, labels, optional = lattice
+    frames, size = emissions.shape
+    wanted = readings(labels, optional)
+    scores = {
+        way: sum(float(emissions[t, label]) for t, label in enumerate(way))
+        for way in itertools.product(range(size), repeat=frames)
+        if collapsed(way) in wanted
+    }
+    if not scores:
+        with pytest.raises(ValueError, match="frames"):
+            best_path(emissions, labels, BLANK, optional)
+        return
+    path, score = best_path(emissions, labels, BLANK, optional)
+    assert abs(score - max(scores.values())) < 1e-4
+    way = tuple(labels[place] if place >= 0 else BLANK for place in path)
+    assert abs(scores[way] - score) < 1e-4
+    said = [place for place in path if place >= 0]
+    assert said == sorted(said) and {i for i, may in enumerate(optional) if not may} <= set(said)
+
+
+def test_long_paths_are_those_of_torch() -> None:
+    """Log-probabilities of a path through many blocks; torch's CTC loss sums over paths, so it bounds them."""
+    random = np.random.default_rng(0)
+    labels = random.integers(1, 20, 300).tolist()
+    truth = np.repeat(labels, random.integers(1, 12, 300))
+    logits = random.normal(0, 1, (len(truth) + 40, 20)).astype(np.float32)
+    logits[np.arange(20, 20 + len(truth)), truth] += 14
+    emissions = torch.from_numpy(logits).log_softmax(-1)
+    path, score = best_path(emissions.numpy(), labels, BLANK)
+    loss = torch.nn.functional.ctc_loss(
+        emissions[:, None], torch.tensor([labels]), torch.tensor([len(logits)]), torch.tensor([300]), reduction="sum"
+    )
+    assert -float(loss) - 300 < score <= -float(loss)
+    assert [labels[place] for place, _ in itertools.groupby(path) if place >= 0] == labels
+    # A frame whose own label leads by far is spent on it.
+    agree = np.array([labels[place] if place >= 0 else 0 for place in path[20:-20]]) == truth
+    assert agree.mean() > 0.95
+
+
+def test_too_short_and_impossible() -> None:
+    flat = np.log(np.full((3, 3), 1 / 3, np.float32))
+    with pytest.raises(ValueError, match="at least 4 frames, there are 3"):
+        best_path(flat, [1, 1, 2], BLANK)
+    flat[:, 2] = -np.inf
+    with pytest.raises(ValueError, match="no way"):
+        best_path(flat, [1, 2], BLANK)
+    assert best_path(flat, [], BLANK)[0].tolist() == [-1, -1, -1]
+
+
+@given(st.integers(1, 40_000), st.integers(1, 60), st.integers(0, 20))
+@settings(max_examples=200, deadline=None)
+def test_pieces_cover_every_frame_once(samples: int, core: int, side: int) -> None:
+    rhythm = _Rhythm.of((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))  # that of wav2vec 2.0
+    assert (rhythm.stride, rhythm.field) == (320, 400)
+    frames = rhythm.frames(samples)
+    kept = []
+    for heard, mine in rhythm.pieces(frames, core, side):
+        first = heard.start // rhythm.stride
+        assert heard.start % rhythm.stride == 0 and heard.stop <= samples
+        assert mine.stop <= rhythm.frames(heard.stop - heard.start)
+        kept += range(first + mine.start, first + mine.stop)
+    assert kept == list(range(frames))
+
+
+# A language of three letters, each a tone; words are parted by silence.
+RATE, STRIDE = 16000, 320
+TONES = {"a": 500.0, "b": 1200.0, "c": 2600.0}
+VOCABULARY = {"<pad>": 0, "|": 1, "A": 2, "B": 3, "C": 4, "<unk>": 5}
+
+
+def spoken(text: str, seed: int = 0, gap: float = 0.2) -> tuple[Waveform, list[tuple[str, float, float]]]:
+    """A text said in tones with faint noise, and when each letter is; a blank is a gap of about `gap` seconds."""
+    random = np.random.default_rng(seed)
+    pieces, letters, time = [], [], 0.0
+    for character in f" {text} ":
+        long = round((gap if character == " " else 0.13) * random.uniform(0.7, 1.5) * RATE)
+        tone = 0.4 * np.sin(2 * np.pi * TONES[character] * np.arange(long) / RATE) if character != " " else 0.0
+        pieces += [np.broadcast_to(tone, long), np.zeros(round(0.02 * RATE))]
+        letters.append((character, time, time + long / RATE))
+        time += long / RATE + 0.02
+    sound = np.concatenate(pieces)
+    return Waveform((sound + 0.003 * random.standard_normal(len(sound))).astype(np.float32), RATE), letters
+
+
+def true_words(letters: list[tuple[str, float, float]]) -> NDArray[np.float64]:
+    runs = [list(run) for is_word, run in itertools.groupby(letters, lambda letter: letter[0] != " ") if is_word]
+    return np.array([(run[0][1], run[-1][2]) for run in runs])
+
+
+def random_text(random: np.random.Generator, words: int) -> str:
+    return " ".join("".join(random.choice(list(TONES), random.integers(1, 5))) for _ in range(words))
+
+
+def labels_of_frames(letters: list[tuple[str, float, float]], frames: int) -> torch.Tensor:
+    """Letters while they sound, `|` in the middle of a gap between words, blank elsewhere."""
+    labels = torch.zeros(frames, dtype=torch.long)
+    for character, start, end in letters[1:-1]:
+        if character == " ":
+            labels[round((start + end) / 2 * RATE / STRIDE)] = VOCABULARY["|"]
+        else:
+            labels[round(start * RATE / STRIDE) : round(end * RATE / STRIDE)] = VOCABULARY[character.upper()]
+    return labels
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Wav2Vec2ForCTC that has learnt the letters, in the files that transformers writes."""
+    from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "vocab.json").write_text(json.dumps(VOCABULARY))
+    Wav2Vec2CTCTokenizer(folder / "vocab.json").save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, sampling_rate=RATE).save_pretrained(folder)
+    torch.manual_seed(0)
+    net = Wav2Vec2ForCTC(
+        Wav2Vec2Config(
+            vocab_size=6, pad_token_id=0, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32, conv_dim=(32, 32, 32), conv_kernel=(32, 8, 4), conv_stride=(16, 5, 4),
+            feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=4, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+            feat_proj_dropout=0.0, layerdrop=0.0, apply_spec_augment=False,
+        )
+    )  # fmt: skip
+    random = np.random.default_rng(1)
+    optimiser = torch.optim.AdamW(net.parameters(), 4e-3)
+    net.train()
+    for step in range(80):
+        sound, letters = spoken(random_text(random, 6), step, gap=random.uniform(0.1, 0.5))
+        samples = (sound.samples - sound.samples.mean()) / sound.samples.std()
+        logits = net(torch.from_numpy(samples)[None]).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits, labels_of_frames(letters, len(logits)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    net.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def aligner(model: Path) -> Any:
+    return make(model)
+
+
+def make(model: Path, language: str = "en", **settings: Any) -> Any:
+    return find("ctc").make(find("ctc").config(model=str(model), **settings), language)
+
+
+def times(words: list[Word]) -> NDArray[np.float64]:
+    return np.array([(word.start, word.end) for word in words])
+
+
+TEXT = "Ab, caba! bb c acca bab"
+PLAIN = "ab caba bb c acca bab"
+
+
+def test_boundaries_are_those_of_the_tones(aligner: Any) -> None:
+    sound, letters = spoken(PLAIN, seed=1000)
+    words = aligner(sound, TEXT)
+    assert [word.text for word in words] == ["Ab", "caba", "bb", "c", "acca", "bab"]
+    assert [TEXT[slice(*word.span)] for word in words] == [word.text for word in words]
+    error = np.abs(times(words) - true_words(letters))
+    assert np.median(error) <= 0.015 and error.max() <= 0.04
+    assert all(word.confidence > 0.8 for word in words)
+
+
+def test_another_transcript_has_low_confidence(aligner: Any) -> None:
+    sound, _ = spoken("ab bab aba b", seed=1005)
+    right, wrong = ([w.confidence for w in aligner(sound, text)] for text in ("ab bab aba b", "ac cac caca c"))
+    assert max(wrong) < 0.3 < 0.8 < min(right)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_sound_of_any_rate(aligner: Any, rate: int) -> None:
+    sound, letters = spoken(PLAIN, seed=1001)
+    assert np.abs(times(aligner(sound.at(rate), PLAIN)) - true_words(letters)).max() <= 0.04
+
+
+def test_a_long_recording_in_pieces_is_as_at_once(model: Path, aligner: Any) -> None:
+    text = random_text(np.random.default_rng(5), 40)
+    sound, letters = spoken(text, seed=1002)
+    whole = aligner(sound, text)
+    pieces = make(model, chunk_seconds=3.1, context_seconds=1)(sound, text)
+    assert sound.seconds > 20
+    assert np.abs(times(whole) - times(pieces)).max() <= 0.021  # a frame
+    assert np.abs(np.array([a.confidence - b.confidence for a, b in zip(whole, pieces, strict=True)])).max() < 0.05
+    assert np.abs(times(pieces) - true_words(letters)).max() <= 0.05
+
+
+def test_a_star_stands_for_speech_that_is_not_written_down(aligner: Any) -> None:
+    sound, letters = spoken("ab ca cbc aab bac bb", seed=1003)
+    truth = true_words(letters)
+    words = aligner(sound, "ab * bb")
+    assert [word.text for word in words] == ["ab", "bb"]
+    assert np.abs(times(words) - truth[[0, 5]]).max() <= 0.04
+    without = aligner(sound, "ab bb")
+    assert without[1].start < truth[4, 1] or without[0].end > truth[1, 0]  # else the star would prove nothing
+
+
+def test_a_word_in_letters_that_the_model_lacks(aligner: Any) -> None:
+    sound, letters = spoken("ab cacb bb", seed=1004)
+    words = aligner(sound, "ab 你 bb")
+    assert np.abs(times(words) - true_words(letters)).max() <= 0.05
+    assert [word.confidence == 0 for word in words] == [False, True, False]
+    half = aligner(sound, "ab cazb bb")
+    assert np.abs(times(half) - true_words(letters)).max() <= 0.05 and half[1].confidence > 0.5
+
+
+def test_reasons(aligner: Any, model: Path) -> None:
+    sound, _ = spoken(PLAIN)
+    assert aligner(sound, " … ") == []
+    with pytest.raises(AlignmentError, match=r"knows none of the letters of '你 好': .*or one with romanise"):
+        aligner(sound, "你好")
+    with pytest.raises(AlignmentError, match=r"the letters take at least 7 frames, there are 4 \(of 20 ms each\)"):
+        aligner(Waveform(sound.samples[:1600], RATE), "aab abc")
+    with pytest.raises(AlignmentError, match="frames"):
+        aligner(Waveform(sound.samples[:40], RATE), "a")
+    with pytest.raises(AlignmentError, match="no sound"):
+        aligner(Waveform(np.zeros(0, np.float32), RATE), "a")
+    with pytest.raises(AlignmentError, match="silent"):
+        aligner(Waveform(np.zeros(RATE, np.float32), RATE), "a")
+
+
+def test_folders_that_hold_no_such_model(model: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, Wav2Vec2Model
+
+    def copy(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in model.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        return folder
+
+    bert = copy("bert")
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(bert)
+    with pytest.raises(MissingBackendError, match="bert is no CTC model"):
+        make(bert)
+    headless = copy("headless")
+    Wav2Vec2Model.from_pretrained(model).save_pretrained(headless)
+    with pytest.raises(MissingBackendError, match="headless was not trained to write letters"):
+        make(headless)
+    dumb = copy("dumb")
+    (dumb / "vocab.json").unlink()
+    with pytest.raises(MissingBackendError, match="dumb is no CTC model"):
+        make(dumb)
+
+
+class Tokenizer:
+    def __init__(self, letters: str, delimiter: str | None = "|"):
+        self.word_delimiter_token = delimiter
+        names = ["<pad>", "<unk>", *([delimiter] if delimiter else []), *letters]
+        self._vocabulary = {name: label for label, name in enumerate(names)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocabulary
+
+
+LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
+
+
+def written(text: str, letters: str, language: str = "en", romanise: bool = False) -> list[str]:
+    """Each word in the letters of an alphabet; `*` for any sound, `|` for a delimiter that may be left out."""
+    tokenizer = Tokenizer(letters)
+    alphabet = Alphabet.of(tokenizer, 0, language, romanise)
+    names = {label: name for name, label in tokenizer.get_vocab().items()} | {STAR: "*"}
+    spelled = [alphabet.spell(token) for token in tokens(text)]
+    for word in spelled:
+        assert [label == alphabet.delimiter for label in word.labels] == list(word.optional)
+    return ["".join(names[label] for label in word.labels) for word in spelled]
+
+
+@pytest.mark.parametrize(
+    ("text", "letters", "language", "expected"),
+    [
+        ("Don’t, well-known!", LATIN, "en", ["DON'T", "WELLKNOWN"]),
+        ("2,000 R&B naïve 50%", LATIN, "en", ["TWO|THOUSAND", "R|AND|B", "NAIVE", "FIFTY|PERCENT"]),
+        ("2.000 Straßen, 3,5", LATIN, "de", ["ZWEITAUSEND", "STRASSEN", "*"]),
+        ("2000 naïve", LATIN.lower() + "ï", "xx", ["*", "naïve"]),
+        ("2,000", "0123456789,", "en", ["2,000"]),
+        ("你好，2 哈", "你好", "zh", ["你", "好", "*", "*"]),
+        ("Ⅷ 9x", "VI9", "en", ["VIII", "9*"]),
+        ("नमस्ते", "नमसते्", "hi", ["नमस्ते"]),
+    ],
+)
+def test_words_in_the_alphabet_of_a_model(text: str, letters: str, language: str, expected: list[str]) -> None:
+    assert written(text, letters, language) == expected
+
+
+def test_romanised() -> None:
+    pytest.importorskip("uroman")
+    assert written("你好 Νεπάλ, Straße!", LATIN.lower(), "zh", romanise=True) == ["ni", "hao", "nepal", "strasse"]
+
+
+def test_romanising_without_uroman(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uroman", None)
+    with pytest.raises(MissingBackendError, match="pip install uroman"):
+        written("你", LATIN, "zh", romanise=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=12) | st.text("aZé9,.'’-$€% æß你👍|*", max_size=12), st.sampled_from(["en", "de", "zh"]))
+def test_any_word_has_labels(text: str, language: str) -> None:
+    assert all(written(text, LATIN, language))
+
+
+def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound, letters = spoken(PLAIN, seed=1000)
+    media = write_media(tmp_path / "a.wav", sound=sound.samples[None], sound_codec="pcm_s16le")
+    command = ["align", str(media), "--text", TEXT, "--language", "zh", "--json"]
+    assert main([*command, "--model", str(model), "--set", "chunk_seconds=2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert np.abs(np.array([(w["start"], w["end"]) for w in found]) - true_words(letters)).max() <= 0.05
+    assert main([*command, "--aligner", "ctc"]) == 2
+    assert "model: Field required" in capsys.readouterr().err
+
+
+def test_a_model_that_is_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    media = write_media(tmp_path / "a.wav", sound=spoken("a")[0].samples[None], sound_codec="pcm_s16le")
+    assert main(["align", str(media), "--text", "a", "--model", "nobody/nothing"]) == 2
+    said = capsys.readouterr().err
+    assert "nobody/nothing" in said and "hf download nobody/nothing" in said
+
+
+def test_a_model_enters_the_fingerprint(model: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("default").changed(words={"aligner": "ctc", "model": str(model)})
+    before = recipe.fingerprints()["words"]
+    assert recipe.changed(language="de").fingerprints()["words"] != before
+    (model / "extra.json").write_text("{}")
+    assert recipe.fingerprints()["words"] != before
+    (model / "extra.json").unlink()
