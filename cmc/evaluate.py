@@ -223,9 +223,12 @@ def _regression(
 
 
 def read_truth(path: Path, ids: tuple[str, ...], task: Task) -> dict[str, NDArray[np.int64]]:
-    """`T`, `A`, `V` → classes (N,) from a csv, in the order of `ids`. Raises DataError naming what is missing."""
+    """`T`, `A`, `V` → classes (N,) from a csv, in the order of `ids`.
+
+    Raises UsageError where there is no file, DataError naming what it lacks.
+    """
     if not path.is_file():
-        raise DataError(f"no file with unimodal labels at {path}")
+        raise UsageError(f"no file with unimodal labels at {path}")
     columns = [f"label_{letter}" for letter in "TAV"]
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmc import run as runs
 from cmc.calibration import expected_values, probabilities
-from cmc.config import MODALITIES
+from cmc.config import MODALITIES, UsageError
 from cmc.data import Split, finite, shorten, text_mask
 from cmc.evaluate import check_same_features
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
@@ -44,12 +44,17 @@ class Prediction:
 def predict(folder: Path, path: Path, text: str, start: float | None = None, end: float | None = None) -> Prediction:
     """Extract a clip with the recipe that the run stores, and classify it.
 
-    Raises RunError where today's extraction would not give what the run was trained on, naming the parts that differ;
-    MediaError where the clip cannot be read; MissingBackendError, with the command that helps, for a missing model.
+    Raises UsageError where there is no such file or span; RunError where today's extraction would not give what the run
+    was trained on, naming the parts that differ; MediaError where the clip cannot be read; MissingBackendError, with
+    the command that helps, for a missing model.
     """
     from mmfeat.clip import extract
     from mmfeat.recipe import Recipe
 
+    if not path.is_file():
+        raise UsageError(f"no file {path}")
+    if end is not None and end <= (start or 0.0):
+        raise UsageError(f"a clip cannot end at {end:g} s when it starts at {start or 0.0:g} s")
     record = runs.read(folder)
     if "vision" not in record.features["recipe"]:
         raise runs.RunError("the run's features were not extracted from clips: there is no recipe to extract one with")
@@ -58,7 +63,7 @@ def predict(folder: Path, path: Path, text: str, start: float | None = None, end
     check_same_features(record, recipe.fingerprints(), aligned)
     features = extract(path, text=text, recipe=recipe, start=start, end=end)
     prediction = classify(folder, record, features.rows(aligned=aligned))
-    return Prediction(**{**prediction.plain(), "status": features.status, "reason": features.reason})
+    return replace(prediction, status=features.status, reason=features.reason)
 
 
 def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]]) -> Prediction:
