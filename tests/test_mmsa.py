@@ -245,6 +245,13 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     return data | {name: VALUES[name] for name in extra}
 
 
+def test_exports_name_nothing_that_only_some_numpy_has(tmp_path):
+    one = {"id": np.array(["a"]), "audio": np.ones((1, 2, 3), ">f4")}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"train": one}))
+    export(convert(tmp_path / "a.pkl", tmp_path / "a.h5"), tmp_path / "b.pkl")
+    assert b"numpy.core" not in (data := (tmp_path / "b.pkl").read_bytes()) and b"numpy._core" not in data
+
+
 @settings(max_examples=100, deadline=None)
 @given(files())
 def test_round_trip_keeps_every_bit(tmp_path_factory, data):

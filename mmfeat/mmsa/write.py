@@ -56,10 +56,13 @@ def export(path: Path, out: Path, dialect: str = "") -> Path | None:
 
 
 class _Pickler(pickle.Pickler):
-    """numpy 2 pickles arrays by a name that numpy before 1.26 does not have; these can be read by any."""
+    """Arrays as calls of `numpy.ndarray`, a name that every numpy has: the one that numpy 2 uses is unknown before 1.26.
+
+    It also keeps the byte order, where numpy's reader of its own form makes big-endian arrays native.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is np.ndarray and obj.dtype.kind in "biufc":
+        if type(obj) is np.ndarray and not obj.dtype.hasobject:
             order: Literal["F", "C"] = "F" if obj.flags.fnc else "C"
             return np.ndarray, (obj.shape, obj.dtype, bytearray(obj.tobytes(order)), 0, None, order)
         return NotImplemented

@@ -3,9 +3,9 @@
     python3 -m venv mmsa && mmsa/bin/pip install MMSA==2.2.1
     python tests/benchmarks/mmsa_client.py mmsa/bin/python [FEATURES.h5 …]
 
-Every file, and planted ones that are unaligned and aligned, with and without unimodal labels, is exported in every
-dialect that it allows. In the other environment, MMSA's MMDataLoader must yield the feature file's arrays, and
-MMSA_run must train lf_dnn, tfn and, where there are unimodal labels, mtfn, told of the file by our config alone.
+Every file is exported in every dialect that it allows. Without files, planted ones are taken: unaligned and aligned,
+with and without unimodal labels. In the other environment, MMSA's MMDataLoader must yield the feature file's arrays,
+and MMSA_run must train lf_dnn, tfn and, where there are unimodal labels, mtfn, told of the file by our config alone.
 One line of MMSA's has to be mended for mtfn, see `mend_mtfn`.
 """
 
@@ -34,13 +34,13 @@ LABELS = {"M": "regression_labels"} | {letter: f"regression_labels_{letter}" for
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("python", type=Path, help="interpreter of the environment that has MMSA")
-    parser.add_argument("features", type=Path, nargs="*", help="feature files (.h5)")
+    parser.add_argument("features", type=Path, nargs="*", help="feature files (.h5); without any, planted ones")
     args = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         print(f"{'file':24} {'dialect':8} {'aligned':8} result")
-        for path in [*planted(folder), *args.features]:
+        for path in args.features or planted(folder):
             for dialect, aligned in exports(path, folder):
                 # Not resolved: the link's place is what makes an interpreter that of its environment.
                 command = [str(args.python), __file__, "--client", str(folder / "export"), str(path)]
