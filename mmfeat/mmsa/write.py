@@ -56,7 +56,7 @@ def export(path: Path, out: Path, dialect: str = "") -> Path | None:
 
 
 class _Pickler(pickle.Pickler):
-    """Arrays as calls of `numpy.ndarray`, a name that every numpy has: the one that numpy 2 uses is unknown before 1.26.
+    """Arrays as calls of `numpy.ndarray`, a name that every numpy has: what numpy 2 writes is unknown before 1.26.
 
     It also keeps the byte order, where numpy's reader of its own form makes big-endian arrays native.
     """
@@ -116,7 +116,7 @@ def config(file: FeatureFile, dialect: str, out: Path) -> dict[str, Any]:
         "need_data_aligned": file.aligned,
         "seq_lens": [steps for _, steps, _ in shapes],
         "feature_dims": [columns for _, _, columns in shapes],
-        "train_samples": shapes[0][0],  # sizes the label memory of Self-MM; MMSA does not take it from the arrays
+        "train_samples": shapes[0][0],  # sizes Self-MM's memory of labels; MMSA does not take it from the arrays
         "num_classes": len(json.loads(file.attrs["class_names"])),
         "language": {"zh": "cn"}.get(file.attrs["language"], file.attrs["language"]),
     }
