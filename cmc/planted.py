@@ -107,7 +107,7 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
                 gone = rng.random(clips) < plan.missing
                 values, mask = _series(rng, means[modality], labels[modality[0].upper()], STEPS[modality], gone)
                 group[modality][:], group[f"{modality}_mask"][:] = values, mask
-                group[f"{modality}_lengths"][:] = mask.sum(1)
+                group[f"{modality}_lengths"][:] = (np.arange(1, mask.shape[1] + 1) * mask).max(1)
                 if split == "train":
                     write_train_stats(file, modality, values[mask].mean(0), values[mask].std(0))
             tokens = _tokens(rng, labels["T"], STEPS["text"], plan.classes)
