@@ -60,7 +60,7 @@ def predict(folder: Path, path: Path, text: str, start: float | None = None, end
         raise runs.RunError("the run's features were not extracted from clips: there is no recipe to extract one with")
     recipe = Recipe.model_validate(record.features["recipe"])
     aligned = record.features["aligned"]
-    check_same_features(record, recipe.fingerprints(), aligned)
+    check_same_features(record, recipe.row_fingerprints(aligned), aligned)
     features = extract(path, text=text, recipe=recipe, start=start, end=end)
     prediction = classify(folder, record, features.rows(aligned=aligned))
     return replace(prediction, status=features.status, reason=features.reason)

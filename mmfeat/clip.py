@@ -40,6 +40,8 @@ class ClipFeatures:
     reason: str
     seconds: float
     timings: Timings
+    pooling: align.Method = "mean"
+    grid_hz: float | None = None
 
     @property
     def vision(self) -> Track:
@@ -51,11 +53,13 @@ class ClipFeatures:
 
     def rows(self, aligned: bool = False) -> align.Rows:
         """Arrays of this clip as the feature file holds them, not padded. Raises MediaError where words are missing."""
+        if not aligned and self.grid_hz:
+            return align.grid_rows(self.tracks, self.text, self.seconds, self.grid_hz, self.pooling)
         if not aligned:
             return align.unaligned_rows(self.tracks, self.text)
         if "no_words" in self.status:
             raise MediaError(f"cannot be aligned: {self.reason}")
-        return align.aligned_rows(self.tracks, self.text, self.words)
+        return align.aligned_rows(self.tracks, self.text, self.words, self.pooling)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def extract(
     shards, timings = _extract(clip, recipe, recipe.parts())
     if failures := [f"{part}: {shard.reason}" for part, shard in shards.items() if shard.status == FAILED]:
         raise MediaError(f"{path}: {'; '.join(failures)}")
-    return features(shards, timings)
+    return features(shards, recipe, timings)
 
 
 def extract_to_store(clip: Clip, recipe: Recipe, store: Store, parts: Iterable[str] = PARTS) -> ClipReport:
@@ -127,7 +131,7 @@ def summary(shards: dict[str, Shard]) -> tuple[str, str, float]:
     return "+".join(states) or "ok", "; ".join(reasons), seconds
 
 
-def features(shards: dict[str, Shard], timings: Timings | None = None) -> ClipFeatures:
+def features(shards: dict[str, Shard], recipe: Recipe, timings: Timings | None = None) -> ClipFeatures:
     """Tracks, wordpieces and words back from shards, none of which may have failed."""
     tracks = {}
     for part in ("vision", "audio"):
@@ -138,7 +142,7 @@ def features(shards: dict[str, Shard], timings: Timings | None = None) -> ClipFe
     words = shards["words"].details["words"] if "words" in shards else []
     status, reason, seconds = summary(shards)
     found = [Word(**{**word, "span": tuple(word["span"])}) for word in words]
-    return ClipFeatures(tracks, pieces, found, status, reason, seconds, timings or {})
+    return ClipFeatures(tracks, pieces, found, status, reason, seconds, timings or {}, recipe.pooling, recipe.grid_hz)
 
 
 def _extract(clip: Clip, recipe: Recipe, parts: tuple[str, ...]) -> tuple[dict[str, Shard], Timings]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmfeat import layout
+from mmfeat.align import grid_steps
 from mmfeat.clip import FAILED, features, summary
 from mmfeat.corpus import Clip, Corpus
 from mmfeat.extractors import TextConfig
@@ -63,6 +64,8 @@ def pack(
 ) -> PackReport:
     """Write the feature file of a corpus whose shards are all in `store`.
 
+    With the recipe's `grid_hz` audio and vision share one clock, and their padded length; see `align.grid_rows`.
+
     Clips keep the order of label.csv. The padded length of audio and vision comes from the training clips only (for a
     corpus where none has the modality, from the longest clip: nothing is learnt from it then); text and aligned rows
     have the recipe's `max_wordpieces`. Longer clips lose their end. Clips of which only a part could be decoded are
@@ -76,7 +79,7 @@ def pack(
     reader = _Reader(recipe, store, fingerprints, aligned, keep_damaged)
     survey = _Survey()
     for clip in map(recipe.locate, corpus.clips):
-        survey.look(clip, *reader.status(clip))
+        survey.look(clip, *reader.status(clip), recipe.grid_hz)
     if not survey.usable:
         raise NothingUsableError(f"none of {len(corpus.clips)} clips gave features, so {out} is not written")
 
@@ -92,7 +95,7 @@ def pack(
             aligned=aligned,
             language=recipe.language,
             recipe=recipe.resolved(),
-            fingerprints=fingerprints,
+            fingerprints=recipe.row_fingerprints(aligned),
             class_names=corpus.class_names or POLARITIES,
             names={modality: survey.names[modality] for modality in layout.TIMED},
             versions=versions(),
@@ -117,7 +120,7 @@ class _Survey:
         self.lengths: dict[str, list[int]] = {modality: [] for modality in layout.TIMED}
         self.training: list[bool] = []
 
-    def look(self, clip: Clip, status: ClipStatus, shards: Mapping[str, Shard]) -> None:
+    def look(self, clip: Clip, status: ClipStatus, shards: Mapping[str, Shard], grid_hz: float | None) -> None:
         self.clips.append(status)
         if status.status == FAILED:
             return
@@ -127,7 +130,7 @@ class _Survey:
         for modality in layout.TIMED:
             details = shards[modality].details
             self.names[modality], self.columns[modality] = details["names"], len(details["names"])
-            self.lengths[modality].append(details["steps"])
+            self.lengths[modality].append(grid_steps(status.seconds, grid_hz) if grid_hz else details["steps"])
 
     def padded(self, modality: str, rule: str) -> int:
         """The padded length; clips without the modality do not count."""
@@ -145,7 +148,7 @@ class _Reader:
     def __init__(
         self, recipe: Recipe, store: Store, fingerprints: Mapping[str, str], aligned: bool, keep_damaged: bool
     ):
-        self._parts, self._store, self._fingerprints = recipe.parts(), store, fingerprints
+        self._recipe, self._parts, self._store, self._fingerprints = recipe, recipe.parts(), store, fingerprints
         self._aligned, self._keep_damaged = aligned, keep_damaged
 
     def _shards(self, clip: Clip, arrays: bool) -> dict[str, Shard]:
@@ -165,7 +168,7 @@ class _Reader:
 
     def rows(self, clip: Clip) -> tuple[Mapping[str, NDArray], list[Word]]:
         """A usable clip's rows, not padded, and its words."""
-        found = features(self._shards(clip, arrays=True))
+        found = features(self._shards(clip, arrays=True), self._recipe)
         return found.rows(self._aligned), found.words
 
 

@@ -12,9 +12,10 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from mmfeat import extractors, models, words
+from mmfeat.align import Method
 from mmfeat.corpus import Clip
 from mmfeat.extractors import Config
-from mmfeat.layout import canonical_json
+from mmfeat.layout import TIMED, canonical_json
 
 PARTS = ("vision", "audio", "text", "words")
 # Raised when decoding changes in a way that alters what extractors see.
@@ -39,6 +40,18 @@ class Recipe(Config):
     words: dict[str, Any] | None = Field(None, description="aligner and settings; null: no word times")
     padding: Literal["mean+3std", "max"] = Field(
         "mean+3std", description="padded length, from the lengths of the training split only"
+    )
+    pooling: Method = Field(
+        "mean",
+        description="how the frames of a word (--aligned), or of a tick of the clock, become one row: their mean "
+        "weighted by overlap, max, last, or interpolate at its middle; has no effect on rows per frame",
+    )
+    grid_hz: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="audio and vision on one clock of so many ticks per second, for corpora without word times; null: "
+        "each at its own rate",
     )
 
     @field_validator("vision", "audio", "text")
@@ -106,6 +119,20 @@ class Recipe(Config):
         Raises MissingBackendError where a model is not there: its content is then unknown.
         """
         return {part: self._fingerprint(part) for part in self.parts()}
+
+    def row_fingerprints(self, aligned: bool) -> dict[str, str]:
+        """Part → what the feature file says of it: `fingerprints`, and how rows were made where that is a choice.
+
+        Features whose rows were pooled otherwise are other features, although they come from the same shards.
+        """
+        found = self.fingerprints()
+        form: dict[str, Any] = {} if aligned else {"grid_hz": self.grid_hz}
+        if self.pooling != "mean" and (aligned or self.grid_hz):
+            form["pooling"] = self.pooling
+        if any(form.values()):
+            for part in TIMED:
+                found[part] = hashlib.sha256(canonical_json([found[part], form]).encode()).hexdigest()[:16]
+        return found
 
     def _fingerprint(self, part: str) -> str:
         section = getattr(self, part)

@@ -63,6 +63,8 @@ def make_features(
     """
     if aligned and recipe.words is None:
         raise UsageError(f"recipe {recipe.name!r} has no `words` section, so nothing can be aligned to words")
+    if aligned and recipe.grid_hz:
+        raise UsageError("rows are wordpieces (--aligned) or ticks of a clock (--grid, `grid_hz`): choose one")
     workdir = workdir or default_workdir(out)
     show_problems(corpus)
     with (

@@ -14,6 +14,7 @@ SUMMARY = "extract the features of a corpus into one HDF5 file"
 EXAMPLES = (
     "mmfeat extract demo/corpus -o features.h5",
     "mmfeat extract CORPUS -o aligned.h5 --aligned --recipe my.yaml --workers 8",
+    "mmfeat extract CORPUS -o grid.h5 --grid 10",
     "mmfeat extract CORPUS -o features.h5 --scheduler tcp://head:8786 --workdir /shared/work",
 )
 
@@ -23,6 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.h5", help="feature file to write")
     parser.add_argument(
         "--aligned", action="store_true", help="one row per wordpiece in every modality, instead of per frame"
+    )
+    parser.add_argument(
+        "--grid",
+        type=float,
+        metavar="HZ",
+        help="audio and vision on one clock of so many ticks per second; for corpora without word times",
     )
     add_options(parser)
     parser.add_argument(
@@ -98,9 +105,12 @@ def run(args: argparse.Namespace) -> Exit:
 
     if args.out.is_dir():
         raise UsageError(f"{args.out} is a folder; -o names the file to write: {args.out / 'features.h5'}")
+    recipe = load_recipe(args.recipe)
+    if args.grid is not None:
+        recipe = recipe.changed(grid_hz=args.grid)
     return make_features(
         corpus.load(args.corpus.resolve()),  # workers may run in another folder
-        load_recipe(args.recipe),
+        recipe,
         args.out,
         workdir=args.workdir,
         aligned=args.aligned,

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> Exit:
     from mmfeat.layout import FeatureFile
 
     with FeatureFile(args.file) as file:
-        print(f"{args.file}: {len(file)} clips, {'aligned to wordpieces' if file.aligned else 'unaligned'}\n")
+        print(f"{args.file}: {len(file)} clips, {_form(file)}\n")
         _show_splits(file)
         _show_modalities(file)
         show_clips(file.clips())
@@ -33,6 +33,15 @@ def run(args: argparse.Namespace) -> Exit:
         if args.columns:
             _show_columns(file)
     return Exit.OK
+
+
+def _form(file: FeatureFile) -> str:
+    """What a row of sound or sight stands for."""
+    recipe = file.recipe
+    if not file.aligned and not recipe.get("grid_hz"):
+        return "unaligned"
+    rows = "aligned to wordpieces" if file.aligned else f"audio and vision on one clock of {recipe['grid_hz']:g} Hz"
+    return f"{rows}, pooled by {recipe.get('pooling', 'mean')}"
 
 
 def _show_splits(file: FeatureFile) -> None:
