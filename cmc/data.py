@@ -7,7 +7,7 @@ the published code does instead: the value becomes 0, and nothing is masked anyw
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmc.config import LETTERS, MODALITIES
+from cmc.rows import Stream, Streamed, averaged, fits, measured, scan
 from mmfeat.layout import CLASSES, REGRESSION, TIMED, UNIMODAL, FeatureFile, polarity
 
 POLARITIES = ("negative", "neutral", "positive")
@@ -62,10 +63,10 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A split in memory. `labels` is None where they were not to be read."""
+    """A split in memory, but for arrays that are streamed. `labels` is None where they were not to be read."""
 
     ids: tuple[str, ...]
-    inputs: dict[str, Tensor]
+    inputs: Mapping[str, Tensor | Streamed]
     masks: dict[str, Tensor | None]
     tokens: Tensor
     labels: dict[str, Tensor] | None
@@ -78,6 +79,11 @@ class Split:
         if self.labels is None:
             raise DataError("the labels of this split were not read")
         return self.labels[key]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows are read from the file batch by batch."""
+        return any(isinstance(values, Streamed) for values in self.inputs.values())
 
     def present(self, modality: str) -> Tensor:
         mask = self.masks[modality]
@@ -137,7 +143,9 @@ class Split:
         return replace(self, masks={**self.masks, modality: mask})
 
 
-def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True, steps: int = 0) -> Split:
+def load(
+    file: FeatureFile, split: str, task: Task | None, masked: bool = True, steps: int = 0, stream: Stream = "auto"
+) -> Split:
     """One split of a feature file.
 
     Args:
@@ -146,16 +154,27 @@ def load(file: FeatureFile, split: str, task: Task | None, masked: bool = True, 
         task: what the labels mean; None reads no label at all, and keeps every clip.
         masked: use masks; False is reference mode.
         steps: most steps of sound or sight per clip, see `shorten`; 0 keeps all.
+        stream: whether the modalities' arrays stay in the file and are read batch by batch.
 
     With labels, clips whose own label is missing are left out. Raises DataError where no clip is left.
     """
-    tensors: dict[str, Tensor] = {modality: torch.from_numpy(file.read(split, modality)) for modality in MODALITIES}
     tokens = torch.from_numpy(file.read(split, "text_bert").astype(np.int64))
     masks: dict[str, Tensor | None] = dict.fromkeys(MODALITIES)
     if masked:
         masks = {modality: torch.from_numpy(file.read(split, f"{modality}_mask")) for modality in TIMED}
         masks["text"] = text_mask(tokens)
-    loaded = Split(tuple(file.read(split, "id")), tensors, masks, tokens, _labels(file, split, task) if task else None)
+    in_memory = fits(sum(4 * int(np.prod(file.dataset(split, m).shape)) for m in MODALITIES), stream)
+    inputs: dict[str, Tensor | Streamed] = {}
+    for modality in MODALITIES:
+        if in_memory:
+            inputs[modality] = torch.from_numpy(file.read(split, modality))
+            continue
+        mask, short = masks[modality], 0
+        if mask is not None:
+            short = steps if modality in TIMED and 0 < steps < mask.shape[1] else 0
+            mask, masks[modality] = scan(file, split, modality, mask, short)
+        inputs[modality] = Streamed(file.path, split, modality, mask, short)
+    loaded = Split(tuple(file.read(split, "id")), inputs, masks, tokens, _labels(file, split, task) if task else None)
     loaded = finite(loaded)
     if steps and masked:
         loaded = shorten(loaded, steps)
@@ -178,40 +197,23 @@ def text_mask(tokens: Tensor) -> Tensor:
 
 def finite(split: Split) -> Split:
     """The module's policy for values that are not finite."""
-    inputs, masks = {}, dict(split.masks)
+    inputs, masks = dict(split.inputs), dict(split.masks)
     for modality, values in split.inputs.items():
-        good = torch.isfinite(values)
-        mask = masks[modality]
-        if mask is not None:
-            mask = mask & good.all(2)
-            masks[modality] = mask
-            # What is masked must not even meet the arithmetic: 0 · inf is NaN.
-            good = good & mask[:, :, None]
-        inputs[modality] = values.where(good, 0.0)
+        if isinstance(values, Tensor):
+            inputs[modality], masks[modality] = measured(values, masks[modality])
     return replace(split, inputs=inputs, masks=masks)
 
 
 def shorten(split: Split, steps: int) -> Split:
-    """The split with at most `steps` steps of audio and of vision per clip: means over windows of equal length.
+    """The split with at most `steps` steps of audio and of vision per clip, see `averaged`.
 
-    A clip's window depends on its own length alone, not on padding or on other clips, and is 1 for a clip that is
-    short enough; steps that were not measured are left out of the means. Attention costs the square of the steps,
-    and without positions it only sees them as a set.
+    Attention costs the square of the steps, and without positions it only sees them as a set.
     """
     inputs, masks = dict(split.inputs), dict(split.masks)
     for modality in TIMED:
         x, mask = inputs[modality], masks[modality]
-        if mask is None or x.shape[1] <= steps:
-            continue
-        clips, longest = mask.shape
-        position = torch.arange(longest)
-        lengths = ((position + 1) * mask).amax(1)
-        windows = (-(-lengths // steps)).clamp_min(1)
-        slot = (position // windows[:, None] + torch.arange(clips)[:, None] * steps)[mask]
-        counts = torch.bincount(slot, minlength=clips * steps)
-        sums = torch.zeros(clips * steps, x.shape[2]).index_add_(0, slot, x[mask])
-        inputs[modality] = (sums / counts.clamp_min(1)[:, None]).view(clips, steps, -1)
-        masks[modality] = counts.view(clips, steps) > 0
+        if isinstance(x, Tensor) and mask is not None and x.shape[1] > steps:
+            inputs[modality], masks[modality] = averaged(x, mask, steps)
     return replace(split, inputs=inputs, masks=masks)
 
 

@@ -50,6 +50,8 @@ class Record:
     """Of each class in the cross-entropies; None: all count alike."""
     status: str = "finished"
     """`finished`, or `interrupted` by Ctrl-C: usable, but trained less than was asked for."""
+    streamed: bool = False
+    """Whether rows were read from the feature file batch by batch."""
     validation: dict[str, float] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     relabelled: dict[str, list[list[int]]] = field(default_factory=dict)

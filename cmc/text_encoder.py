@@ -10,6 +10,7 @@ import torch
 
 from cmc.config import UsageError
 from cmc.data import Split
+from cmc.rows import zeros_on_disk
 from cmc.unimodal import TextModel
 
 
@@ -53,7 +54,8 @@ def rebuild_encoder(config: Mapping[str, Any]) -> TextModel:
 def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
     """The split with the encoder's output, in evaluation mode, as its text array (N, L, D).
 
-    Clips go through sorted by length, so that little padding is computed.
+    Clips go through sorted by length, so that little padding is computed. Of a split that is streamed, the array lies
+    in a temporary file.
     """
     encoder.eval()
     lengths = split.tokens[:, 1].sum(1)
@@ -62,7 +64,8 @@ def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
         longest = int(lengths[rows].max())
         output = encoder(split.tokens[rows, :, :longest])
         if hidden is None:
-            hidden = torch.zeros(len(split), split.tokens.shape[2], output.shape[2])
+            shape = (len(split), split.tokens.shape[2], output.shape[2])
+            hidden = zeros_on_disk(shape) if split.streamed else torch.zeros(shape)
         hidden[rows, :longest] = output
     assert hidden is not None, "a split has at least one clip"
     return replace(split, inputs={**split.inputs, "text": hidden})

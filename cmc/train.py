@@ -25,10 +25,13 @@ from cmc.fusion import Multimodal
 from cmc.journal import Journal, RunJournal
 from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import pretrain
+from cmc.rows import Stream
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from cmc.training import Report, class_weights, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import TIMED, FeatureFile
+
+_ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +49,16 @@ class Material:
     """The training clips' labels (N,) as numbers; None for named classes."""
 
 
-def open_material(path: Path, config: Config) -> Material:
+def open_material(path: Path, config: Config, stream: Stream = "auto") -> Material:
     """Training and validation split of a feature file, and what the run must remember of it.
 
     Raises DataError, LayoutError, FileNotFoundError; MissingModelError where a text encoder is needed and not there.
     """
     with open_features(path) as file:
         task = task_of(file)
-        train, valid = (load(file, split, task, config.calibrated, config.steps) for split in ("train", "valid"))
+        train, valid = (
+            load(file, split, task, config.calibrated, config.steps, stream) for split in ("train", "valid")
+        )
         if len(train.label("M").unique()) < 2:
             raise DataError(f"{path}: all training clips have the same label, so there is nothing to tell apart")
         finetuned = config.text == "finetune" and "text" in config.use
@@ -85,20 +90,30 @@ def content_digest(file: FeatureFile) -> str:
     for split in ("train", "valid"):
         digest.update("\n".join(file.read(split, "id")).encode())
         for key in ("text_bert", "audio", "vision", "regression_labels", "classification_labels"):
-            digest.update(file.read(split, key).tobytes())
+            dataset = file.dataset(split, key)
+            for row in range(0, len(dataset), _ROWS):  # the file may be larger than memory
+                digest.update(dataset[row : row + _ROWS].tobytes())
     return digest.hexdigest()
 
 
-def train(path: Path, folder: Path, config: Config, report: Report = silent, resume: bool = False) -> runs.Record:
+def train(
+    path: Path,
+    folder: Path,
+    config: Config,
+    report: Report = silent,
+    resume: bool = False,
+    stream: Stream = "auto",
+) -> runs.Record:
     """Train on a feature file and write a run folder.
 
     Ctrl-C in either stage writes what there is by then, with status `interrupted`; before the first epoch's end there
     is nothing, and KeyboardInterrupt goes on. With `resume`, training that was interrupted or killed goes on after the
-    last epoch that it wrote down (see journal). Same file, config, machine and thread count: same weights, bit for bit.
+    last epoch that it wrote down (see journal). `stream` says whether arrays stay in the file (see rows), which
+    changes no weight. Same file, config, machine and thread count: same weights, bit for bit.
     Raises RunError where an unfinished run cannot go on, saying why.
     """
     started = time.monotonic()
-    material = open_material(path, config)
+    material = open_material(path, config, stream)
     with RunJournal(folder, conditions(material, config), resume) as journal:
         seed_everything(config.seed)
         result = fit(material, config, report, journal)
@@ -163,6 +178,7 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
         columns=material.columns,
         features=material.features,
         text_encoder=encoder.settings if encoder is not None else None,
+        streamed=train.streamed,
         majority=torch.bincount(train.label("M"), minlength=task.classes).tolist(),
         class_weights=weight.tolist() if (weight := class_weights(train, config, task)) is not None else None,
         status="interrupted" if interrupted else "finished",

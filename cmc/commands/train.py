@@ -31,6 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with an unfinished run; start it where there is none"
     )
     again.add_argument("--overwrite", action="store_true", help="replace what run there is")
+    parser.add_argument(
+        "--stream",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="read rows batch by batch instead of all at once; auto: where a split takes more than a quarter of the "
+        "memory there is (auto); the weights are the same",
+    )
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs with seeds SEED, SEED+1, …")
     add_threads(parser)
 
@@ -59,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
             from cmc.train import train
 
             with progress(label) as report:
-                done = train(args.features, args.out / name, wanted, report, args.resume)
+                done = train(args.features, args.out / name, wanted, report, args.resume, args.stream)
+            if done.streamed:
+                print(f"{label}read {args.features} batch by batch (--stream {args.stream})", file=sys.stderr)
         else:
             print(f"{label}already trained, nothing to do (--overwrite trains again)")
         records.append(done)
