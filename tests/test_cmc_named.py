@@ -115,22 +115,35 @@ def test_meld(meld: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in shown for name in found.class_names)
 
 
-def test_meld_is_packed_by_name(meld: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def packed(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The feature file of a corpus whose usable clips all have the same made-up features."""
     monkeypatch.setattr(Recipe, "fingerprints", lambda self: dict(FINGERPRINTS))
-    found, store = load_corpus(meld), Store(tmp_path / "work")
+    found, store = load_corpus(root), Store(folder / "work")
     for clip in found.usable:
         fill(store, clip)
-    path = pack(found, load_recipe("default"), store, tmp_path / "meld.h5").path
-    labels = {clip.id: clip.classes["label"] for clip in found.usable}
-    with FeatureFile(path) as file:
+    return pack(found, load_recipe("default"), store, folder / "features.h5").path
+
+
+def test_names_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("joy", "joy anger", "train"), ("anger", "", "train"), ("calm", "", "valid"), ("2", "", "train")]
+    with FeatureFile(packed(corpus(tmp_path / "corpus", rows), tmp_path, monkeypatch)) as file:
+        assert json.loads(file.attrs["class_names"]) == ["anger", "calm", "joy"]
+        assert file.read("train", "classification_labels").tolist() == [2, 0]
+        assert file.read("valid", "classification_labels").tolist() == [1]
+        assert file.read("train", "classification_labels_T").tolist() == [2, -1]
+        assert file.read("train", "classification_labels_A").tolist() == [0, -1]
+        assert np.isnan(file.read("train", "regression_labels")).all()
+
+
+def test_meld_is_packed_by_name(meld: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = {clip.id: clip.classes["label"] for clip in load_corpus(meld).usable}
+    with FeatureFile(packed(meld, tmp_path, monkeypatch)) as file:
         names = json.loads(file.attrs["class_names"])
-        assert names == list(found.class_names)
+        assert names == sorted(set(labels.values()))
         for split in file.splits:
-            packed = [names[k] for k in file.read(split, "classification_labels")]
-            assert packed == [labels[id] for id in file.read(split, "id")]
-            assert np.isnan(file.read(split, "regression_labels")).all()
-            assert (file.read(split, "classification_labels_A") == -1).all()
-        assert task_of(file).class_names == found.class_names
+            found = [names[k] for k in file.read(split, "classification_labels")]
+            assert found == [labels[id] for id in file.read(split, "id")]
+        assert task_of(file).class_names == tuple(names)
 
 
 @pytest.fixture(scope="module")
