@@ -120,6 +120,8 @@ def pool(
     weights *= track.valid
     valid = np.asarray(weights.any(axis=1))
     values = np.zeros((len(spans), len(track.names)), np.float32)
+    if not valid.any():
+        return values, valid
     if method == "max":
         inside = _mostly_inside(weights)
         for row in np.flatnonzero(valid):
