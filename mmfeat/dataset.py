@@ -27,7 +27,7 @@ Sample = dict[str, Any]
 
 
 class FeatureDataset(Dataset[Sample]):
-    """One split of a feature file as a map-style dataset; nothing but the row asked for is in memory.
+    """One split of a feature file as a map-style dataset; features are in memory for the row asked for only.
 
     The file is opened by the process that reads, when it first reads: a handle from before a fork is not used, and
     none is pickled. So an instance may have been read from before workers start, under any start method.
@@ -52,8 +52,7 @@ class FeatureDataset(Dataset[Sample]):
                     raise LayoutError(f"{self.path}: {key!r} of split {split!r} has no row per clip")
                 if modality := _MODALITY.get(key):
                     file.dataset(split, f"{modality}_lengths")
-        self._file: FeatureFile | None = None
-        self._process = 0
+        self._open: _Open | None = None
 
     def __len__(self) -> int:
         return self._clips
@@ -67,29 +66,37 @@ class FeatureDataset(Dataset[Sample]):
         row = index + self._clips if index < 0 else index
         if not 0 <= row < self._clips:
             raise IndexError(f"clip {index} of {self._clips} in split {self.split!r}")
-        file = self._open()
-        sample: Sample = {"id": file.dataset(self.split, "id").asstr()[row], "index": row}
-        for key in self.keys:
-            dataset = file.dataset(self.split, key)
-            if key in STRINGS:
-                sample[key] = dataset.asstr()[row]
-                continue
-            value = torch.as_tensor(dataset[row])
-            if modality := _MODALITY.get(key):
-                steps = int(file.dataset(self.split, f"{modality}_lengths")[row])
-                value = value[:steps] if key in _STEPS else value[:, :steps]
-            sample[key] = value
-        return sample
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_process": 0}
-
-    def _open(self) -> FeatureFile:
-        if self._file is None or self._process != os.getpid():
+        if self._open is None or self._open.process != os.getpid():
             # Opened before the handle that came through a fork is let go, so that HDF5 gives up nothing that the
             # parent process still uses.
-            self._file, self._process = FeatureFile(self.path), os.getpid()
-        return self._file
+            self._open = _Open(self.path, self.split, self.keys)
+        return self._open.clip(row)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+
+class _Open:
+    """The file as one process has it open. What is one value per clip is in memory: looking it up costs as much as a
+    row of features."""
+
+    def __init__(self, path: Path, split: str, keys: Sequence[str]):
+        self.process, self.keys = os.getpid(), keys
+        self._file = FeatureFile(path)
+        self._rows: dict[str, Any] = {}
+        for key in {"id", *keys, *(f"{_MODALITY[key]}_lengths" for key in keys if key in _MODALITY)}:
+            rows = self._file.dataset(split, key)
+            self._rows[key] = self._file.read(split, key) if rows.ndim == 1 else rows
+
+    def clip(self, row: int) -> Sample:
+        sample: Sample = {"id": self._rows["id"][row], "index": row}
+        for key in self.keys:
+            value = self._rows[key][row]
+            if modality := _MODALITY.get(key):
+                steps = self._rows[f"{modality}_lengths"][row]
+                value = value[:steps] if key in _STEPS else value[:, :steps]
+            sample[key] = value if key in STRINGS else torch.as_tensor(value)
+        return sample
 
 
 def collate(samples: Sequence[Sample]) -> Sample:

@@ -99,7 +99,7 @@ def test_a_batch_without_any_step_has_one_that_was_not_measured(features: Path, 
 def test_workers_read_what_one_process_reads(features: Path, start: str, persistent: bool) -> None:
     data = FeatureDataset(features, "train")
     expected = list(DataLoader(data, batch_size=2, collate_fn=collate))
-    assert data._file is not None  # the parent's handle is open when the workers start
+    assert data._open is not None  # the parent's handle is open when the workers start
     loader = DataLoader(
         data,
         batch_size=2,
@@ -117,16 +117,16 @@ def test_workers_read_what_one_process_reads(features: Path, start: str, persist
 def test_a_forked_process_opens_the_file_itself(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = FeatureDataset(features, "train")
     first = data[0]
-    parents = data._file
+    parents = data._open
     monkeypatch.setattr("os.getpid", lambda: -1)  # as after a fork: all of memory is there, the process is another
-    assert same(data[0], first) and data._file is not parents
+    assert same(data[0], first) and data._open is not parents
 
 
 def test_a_pickle_holds_no_handle(features: Path) -> None:
     data = FeatureDataset(features, "valid")
     clip = data[1]
     copy = pickle.loads(pickle.dumps(data))
-    assert copy._file is None and data._file is not None
+    assert copy._open is None and data._open is not None
     assert same(copy[1], clip)
 
 
