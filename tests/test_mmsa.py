@@ -68,6 +68,7 @@ REFUSED = [
     (Evil(np.dtype, "O8(4)"), "of type 'O8"),
     (Evil(np.ndarray, (1,), np.dtype("O"), b"\0" * 8), "objects without its objects"),
     (Evil(np.ndarray, (1 << 40,), np.dtype("u1"), b"\0"), "does not fit its shape"),
+    (Evil(np.float32(0).__reduce__()[0], np.dtype("f4"), b"\0" * 8), "number whose content does not fit its type"),
     (Evil(bytearray, 1 << 40), "of something else than bytes"),
     ({((1,),): 2}, "tuple as a key"),
 ]

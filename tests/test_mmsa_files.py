@@ -215,7 +215,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """A feature file with unimodal labels and one without."""
     folder = tmp_path_factory.mktemp("planted")
     for annotated in (True, False):
-        plan = Plan({"train": 24, "valid": 12, "test": 12}, annotated=annotated)
+        plan = Plan({"train": 24, "valid": 12, "test": 12}, missing=0.3, annotated=annotated)
         plant(folder / f"{annotated}.h5", plan)
     return {annotated: folder / f"{annotated}.h5" for annotated in (True, False)}
 
@@ -232,6 +232,9 @@ def test_every_dialect_has_what_mmsa_reads(tmp_path: Path, planted: dict[bool, P
                 assert one[key].flags.writeable
             assert (one["text_bert"] == file.read(split, "text_bert")).all()
             assert one["id"] == file.read(split, "id").tolist() and type(one["audio_lengths"][0]) is int
+            lengths = file.read(split, "audio_lengths")
+            assert not lengths.all()  # some clips have no sound, and MMSA cannot pack a sequence of no steps
+            assert one["audio_lengths"] == [max(1, length) for length in lengths]
             assert ("regression_labels_T" in one) == ("sims" in dialect)
             if "sims" in dialect:
                 for key in UNIMODAL.values():
