@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _MASKED = -1e30  # finite: minus infinity times 0 would be NaN
+_LONGEST = 1024  # steps; beyond, torch's attention, which never holds an (L, L) matrix
 _DRAWS = 1 << 16
 
 
@@ -24,7 +25,7 @@ def attend(qkv: Tensor, heads: int, mask: Tensor) -> Tensor:
 
     Each clip attends to its steps in mask (B, L) bool, of which it must have one.
     """
-    if qkv.device.type == "cpu":
+    if qkv.device.type == "cpu" and qkv.shape[1] <= _LONGEST:
         return _Attention.apply(qkv, heads, mask)
     q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None]).transpose(1, 2).flatten(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +13,10 @@ from cmc.attention import attend, dropout
 from cmc.config import Config
 from cmc.data import Batch
 
-_PAIRS = 1 << 18  # of steps in a bucket: with 4 heads, 4 MB of attention weights
+# What bucketing weighs, in pairs of steps that attend to each other.
+_PAIRS = 1 << 18  # at most in a bucket: with 4 heads, 4 MB of attention weights
+_BUCKET = 40_000  # what the calls of a further bucket cost
+_STEP = 64  # what a step costs in the layers besides attention
 
 
 class Output(NamedTuple):
@@ -117,20 +119,29 @@ class Branch(nn.Module):
 def buckets(rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Packed clips (rows, d) with ascending lengths (B,) as batches (b, L, d) and masks (b, L), padded as little.
 
-    A bucket is as large as attention in it stays in the processor's cache; elsewhere than on a CPU there is just one.
+    On a CPU a bucket ends where its padding costs more than another bucket would, or its attention outgrows the cache;
+    elsewhere there is just one.
     """
-    most = _PAIRS if rows.device.type == "cpu" else math.inf
-    sizes = [0]
-    for length in lengths.tolist():
-        if sizes[-1] and (sizes[-1] + 1) * length**2 > most:
-            sizes.append(0)
-        sizes[-1] += 1
+    sizes = bucket_sizes(lengths.tolist()) if rows.device.type == "cpu" else [len(lengths)]
     groups = lengths.split(sizes)
     for packed, group in zip(rows.split([int(group.sum()) for group in groups]), groups, strict=True):
         step = torch.arange(int(group[-1]), device=rows.device)
         there = step < group[:, None]
         place = ((group.cumsum(0) - group)[:, None] + step).where(there, 0)
         yield packed.index_select(0, place.flatten()).unflatten(0, place.shape), there
+
+
+def bucket_sizes(lengths: list[int]) -> list[int]:
+    """How many clips of these ascending lengths go into each bucket."""
+    sizes, wasted, shorter = [0], 0, 0
+    for length in lengths:
+        wasted += sizes[-1] * (length * (length + _STEP) - shorter * (shorter + _STEP))
+        if sizes[-1] and (wasted > _BUCKET or (sizes[-1] + 1) * length**2 > _PAIRS):
+            sizes.append(0)
+            wasted = 0
+        sizes[-1] += 1
+        shorter = length
+    return sizes
 
 
 def encode(encoder: nn.TransformerEncoder, x: Tensor, mask: Tensor) -> Tensor:

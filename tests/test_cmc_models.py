@@ -15,7 +15,7 @@ from cmc.config import MODALITIES, Config
 from cmc.data import Batch, Split
 from cmc.ema import Average, span_momentum
 from cmc.fusion import Multimodal, Router, fuse
-from cmc.unimodal import Unimodal, buckets, encode
+from cmc.unimodal import Unimodal, bucket_sizes, buckets, encode
 
 COLUMNS = {"text": 6, "audio": 5, "vision": 4}
 STEPS = {"text": 7, "audio": 12, "vision": 9}
@@ -201,6 +201,14 @@ def test_attention_and_its_gradient() -> None:
     assert torch.autograd.gradcheck(lambda x: attend(x, 2, mask), qkv)
 
 
+def test_attention_over_long_clips_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
+    mask = torch.arange(7) < torch.tensor([7, 1, 4])[:, None]
+    short = attend(qkv, 2, mask)
+    monkeypatch.setattr("cmc.attention._LONGEST", 6)
+    torch.testing.assert_close(attend(qkv, 2, mask), short, atol=1e-6, rtol=0)
+
+
 def test_attention_of_large_scores() -> None:
     qkv = 300 * torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(4))
     qkv.requires_grad_()
@@ -240,6 +248,14 @@ def test_buckets_hold_every_row_once() -> None:
     parts = list(buckets(rows, lengths))
     assert torch.equal(torch.cat([padded[there] for padded, there in parts]), rows)
     assert torch.equal(torch.cat([there.sum(1) for _, there in parts]), lengths)
+
+
+def test_buckets_trade_padding_against_calls() -> None:
+    assert bucket_sizes([]) == [0]
+    assert bucket_sizes([20] * 50) == [50], "what needs no padding stays together"
+    assert bucket_sizes([30] * 40 + [300]) == [40, 1], "a long clip does not make all others long"
+    assert bucket_sizes([30, 300]) == [1, 1] and bucket_sizes([30, 40]) == [2]
+    assert bucket_sizes([500, 500, 600]) == [1, 1, 1], "attention stays in the cache"
 
 
 def test_dropout_keeps_the_mean_and_masks_the_gradient() -> None:
