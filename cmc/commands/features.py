@@ -17,6 +17,6 @@ def accept_pickle(args: argparse.Namespace) -> None:
     if hasattr(args, "config") and args.config is None and not hasattr(args, "config_text"):
         args.config_text = "freeze"
         print(
-            f"text stays as it is in {given}, which names no encoder to finetune (mmfeat convert --text-model NAME does)",
+            f"text stays as it is in {given}: no encoder to finetune is known (mmfeat convert --text-model NAME tells it)",
             file=sys.stderr,
         )

@@ -8,7 +8,7 @@ from pipelines.exits import Exit, UsageError
 SUMMARY = "turn MMSA's pickled features into a feature file, or a feature file into MMSA's"
 EXAMPLES = (
     "mmfeat convert unaligned_39.pkl sims.h5 --text-model bert-base-chinese --language zh",
-    "mmfeat convert sims.h5 again.pkl                             the very pickle, bit for bit",
+    "mmfeat convert sims.h5 again.pkl",
     "mmfeat convert features.h5 features.pkl --dialect mosi",
 )
 
