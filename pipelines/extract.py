@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmfeat.clip import ClipReport
     from mmfeat.corpus import Clip, Corpus
     from mmfeat.recipe import Recipe
+    from pipelines.cluster.jobs import ClusterFile
     from pipelines.journal import Journal
     from pipelines.progress import Report
 
@@ -130,6 +131,7 @@ def extract_corpus(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    batch: ClusterFile | None = None,
     retry_failed: bool = False,
     limits: Limits = DEFAULT,
     stop: Stop | None = None,
@@ -153,8 +155,9 @@ def extract_corpus(
     began = time.monotonic()
     report(0, run.todo)
     # More processes than clips would only cost their start.
-    with connect(min(workers or default_workers(), run.todo), scheduler, log=workdir / WORKER_LOG) as client:
-        for outcome in run_each(client, task, todo, stop=stop):
+    processes = min(workers or default_workers(), run.todo)
+    with connect(processes, scheduler, log=workdir / WORKER_LOG, jobs=batch) as client:
+        for outcome in run_each(client, task, todo, stop=stop, resources=batch.resources if batch else None):
             said = _account(run, outcome, store, fingerprints)
             if journal:
                 journal.write("clip", **said)

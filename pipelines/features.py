@@ -26,6 +26,7 @@ from pipelines.stages import Stages, source_digest
 if TYPE_CHECKING:
     from mmfeat.corpus import Corpus
     from mmfeat.recipe import Recipe
+    from pipelines.cluster.jobs import ClusterFile
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Options:
     """Processes to start here; None: one per core."""
     scheduler: str | None = None
     """Address of a running Dask scheduler, instead."""
+    batch: ClusterFile | None = None
+    """Jobs of a batch system, instead."""
     retry_failed: bool = False
     limits: Limits = DEFAULT
     keep_damaged: bool = True
@@ -85,6 +88,7 @@ def make_features(
             workdir,
             workers=options.workers,
             scheduler=options.scheduler,
+            batch=options.batch,
             retry_failed=options.retry_failed,
             limits=options.limits,
             stop=stop,

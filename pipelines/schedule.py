@@ -4,7 +4,7 @@ itself."""
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -55,12 +55,14 @@ def run_each(
     items: Iterable[Item],
     *,
     stop: Stop | None = None,
+    resources: Mapping[str, float] | None = None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Run `task` on every item; yield outcomes as they come, so in no particular order.
 
     When a worker dies, Dask suspects every task that it held. Those that were present at too many deaths are
     tried again at the end, one at a time with nothing else running, so that only the guilty ones are given
-    up. Where `stop` is requested, items that were not yet started have no outcome.
+    up. Where `stop` is requested, items that were not yet started have no outcome. `resources` are what each task
+    needs of its worker, by Dask's names.
     """
     from distributed import KilledWorker, as_completed
 
@@ -69,10 +71,13 @@ def run_each(
     running: dict[Future, Item] = {}
     suspects: list[Item] = []
 
+    def submit(item: Item) -> Future:
+        return client.submit(task, item, pure=False, resources=dict(resources) if resources else None)
+
     def submit_next(count: int) -> list[Future]:
         if stop.requested:
             return []
-        started = {client.submit(task, item, pure=False): item for item in islice(waiting, count)}
+        started = {submit(item): item for item in islice(waiting, count)}
         running.update(started)
         return list(started)
 
@@ -91,7 +96,7 @@ def run_each(
     for item in suspects:
         if stop.requested:
             return
-        yield _outcome(client.submit(task, item, pure=False), item, KilledWorker)
+        yield _outcome(submit(item), item, KilledWorker)
 
 
 def _outcome(future: Future, item: Any, killed: type[BaseException]) -> Outcome[Any, Any]:

@@ -20,7 +20,7 @@ from distributed import Client
 
 from mmfeat import corpus as corpora
 from mmfeat.clip import ClipReport
-from mmfeat.corpus import Corpus
+from mmfeat.corpus import Clip, Corpus
 from mmfeat.pack import pack
 from mmfeat.recipe import load_recipe
 from mmfeat.shards import Shard, Store
@@ -39,6 +39,9 @@ class FakeRecipe:
 
     def fingerprints(self) -> dict[str, str]:
         return FINGERPRINTS
+
+    def locate(self, clip: Clip) -> Clip:
+        return clip
 
 
 def fake_task(job: Job) -> ClipReport:

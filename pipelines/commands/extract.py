@@ -47,6 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786, instead"
     )
+    parser.add_argument(
+        "--cluster", type=Path, metavar="FILE.yaml", help="jobs of SLURM or its like, instead; see `mmfeat cluster`"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="try clips again that failed before")
     parser.add_argument(
         "--on-damage",
@@ -78,16 +81,21 @@ def options_of(args: argparse.Namespace) -> Options:
     """Raises UsageError where options contradict each other."""
     from pipelines.features import Options
 
-    if args.workers and args.scheduler:
-        raise UsageError("--workers starts processes here, --scheduler uses those of a cluster: give one of them")
-    memory = args.memory_limit * 2**30 if args.memory_limit else None
+    if sum(value is not None for value in (args.workers, args.scheduler, args.cluster)) > 1:
+        raise UsageError("--workers, --scheduler and --cluster each say where the work is done: give one of them")
+    batch = None
+    if args.cluster:
+        from pipelines.cluster.jobs import read
+
+        batch = read(args.cluster)
     return Options(
-        args.workers,
-        args.scheduler,
-        args.retry_failed,
-        Limits(factor=args.time_limit, memory=memory),
-        args.on_damage == "keep",
-        args.log_json,
+        workers=args.workers,
+        scheduler=args.scheduler,
+        batch=batch,
+        retry_failed=args.retry_failed,
+        limits=Limits(factor=args.time_limit, memory=args.memory_limit * 2**30 if args.memory_limit else None),
+        keep_damaged=args.on_damage == "keep",
+        log_json=args.log_json,
     )
 
 

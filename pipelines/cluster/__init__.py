@@ -1,4 +1,5 @@
-"""Where clips are worked on: processes of this machine, or a Dask scheduler that is already running."""
+"""Where clips are worked on: processes of this machine, a Dask scheduler that is already running, or jobs of a batch
+system."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
+
+    from pipelines.cluster.jobs import ClusterFile
 
 ALLOWED_FAILURES = 2
 """A task that was running on this many workers when they died may be innocent; on one more, it is given
@@ -36,7 +39,7 @@ WORKER_ENVIRONMENT = {
 CONNECT_SECONDS = 10
 _LOG_VARIABLE = "MMFEAT_WORKER_LOG"
 
-_SETTINGS = {
+SETTINGS = {
     "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
     # A worker deep in one long clip may hold the interpreter for minutes without a heartbeat. It is not dead.
     "distributed.scheduler.worker-ttl": "2 hours",
@@ -60,15 +63,18 @@ def default_workers() -> int:
 
 
 @contextmanager
-def connect(workers: int, scheduler: str | None = None, log: Path | None = None) -> Iterator[Client]:
-    """A client of `scheduler` (an address such as tcp://host:8786), or of `workers` new processes here.
+def connect(
+    workers: int, scheduler: str | None = None, log: Path | None = None, jobs: ClusterFile | None = None
+) -> Iterator[Client]:
+    """A client of `scheduler` (an address such as tcp://host:8786), of a batch system's `jobs`, or of `workers` new
+    processes here.
 
     What the new processes write to standard error goes to the file `log`: decoders and model runtimes print there as
     they like, right across the progress bar.
 
     Raises SchedulerError.
     """
-    with _remote(scheduler) if scheduler else _local(workers, log) as client:
+    with _batch(jobs) if jobs else _remote(scheduler) if scheduler else _local(workers, log) as client:
         yield client
 
 
@@ -88,7 +94,7 @@ def _local(workers: int, log: Path | None) -> Iterator[Client]:
     # The environment is not given as the cluster's `env`: Dask sets that only after the new process has loaded numpy.
     settings = {"distributed.nanny.pre-spawn-environ": environment, "distributed.worker.preload": [__name__]}
     with (
-        dask.config.set(_SETTINGS | settings),
+        dask.config.set(SETTINGS | settings),
         _interrupts_held_back(),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
@@ -119,6 +125,20 @@ def _remote(address: str) -> Iterator[Client]:
     with client:
         if not thread_count(client):
             raise SchedulerError(f"the scheduler at {address} has no workers; start some: dask worker {address}")
+        _check_workers(client)
+        yield client
+
+
+@contextmanager
+def _batch(file: ClusterFile) -> Iterator[Client]:
+    import dask.config
+    from distributed import Client
+
+    from pipelines.cluster.jobs import start
+
+    with dask.config.set(SETTINGS), start(file) as cluster, Client(cluster) as client:
+        print(f"{file.jobs} jobs are submitted; clips start with the first that runs", file=sys.stderr)
+        client.wait_for_workers(1)
         _check_workers(client)
         yield client
 
