@@ -19,7 +19,7 @@ CONFIG = True
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5), or MMSA's (.pkl)")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--seeds", type=positive, default=5, metavar="N", help="runs with seeds SEED, SEED+1, …")
     parser.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")

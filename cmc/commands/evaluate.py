@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN")
-    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5), or MMSA's (.pkl)")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")
     parser.add_argument("--drop", action="append", default=[], choices=("text", "audio", "vision"), help="hide it")
@@ -26,10 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
     from cmc import seeds
-    from cmc.evaluate import evaluate, write
+    from cmc.evaluate import evaluate, to_json, write
     from cmc.report import show_evaluation
 
     folders = seeds.folders(args.folder)
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     result = results[0] if len(results) == 1 else seeds.together(results)
     written = write(args.folder, result)
     if args.json:
-        print(json.dumps(result, indent=1, ensure_ascii=False))
+        print(to_json(result))
     else:
         show_evaluation(result)
         print(f"written: {', '.join(map(str, written))}")

@@ -17,6 +17,6 @@ def accept_pickle(args: argparse.Namespace) -> None:
     if hasattr(args, "config") and args.config is None and not hasattr(args, "config_text"):
         args.config_text = "freeze"
         print(
-            f"text stays as it is in {given}: no encoder to finetune is known (mmfeat convert --text-model NAME tells it)",
+            f"text stays as it is in {given}: no encoder to finetune is known (mmfeat convert --text-model names it)",
             file=sys.stderr,
         )

@@ -29,7 +29,7 @@ CONFIG = True
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5), or MMSA's (.pkl)")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the trials")
     parser.add_argument("--trials", type=positive, default=40, metavar="N", help="in all (40)")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs per trial, less if poor (3)")
