@@ -135,7 +135,7 @@ class Tuning:
             "number of seeds": goal.seeds,
         }
         stored = self.study.user_attrs.get("goal")
-        if stored is None:
+        if stored is None or not self.study.trials:
             self.study.set_user_attr("goal", wanted)
         elif differing := [name for name in wanted if stored.get(name) != json.loads(json.dumps(wanted[name]))]:
             raise UsageError(f"{self.folder} holds trials of another {', '.join(differing)}: choose another folder")

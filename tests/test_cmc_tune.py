@@ -177,6 +177,8 @@ def test_two_processes(features: Path, tmp_path: Path) -> None:
 
 
 def test_another_search_in_the_same_folder_is_refused(features: Path, tmp_path: Path, invented: list[Config]) -> None:
+    with Tuning(Goal(features, BASE, {"layers": [1, 2]}, seeds=5), tmp_path):
+        pass  # a folder without trials is free
     with Tuning(Goal(features, BASE, SPACE, seeds=1), tmp_path) as tuning, pool() as here:
         tuning.run(1, here)
     with pytest.raises(UsageError, match="another space, number of seeds"):

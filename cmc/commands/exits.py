@@ -9,6 +9,7 @@ HELP = "exit status: 0 fine, 2 bad usage or configuration, 4 nothing usable in t
 _EXPECTED = {
     "cmc.config.UsageError": USAGE,
     "cmc.data.DataError": NOTHING_USABLE,
+    "distributed.scheduler.KilledWorker": NOTHING_USABLE,
     "mmfeat.layout.LayoutError": USAGE,
     "mmfeat.media.MediaError": NOTHING_USABLE,
     "mmfeat.mmsa.MMSAError": USAGE,
