@@ -81,11 +81,21 @@ class Finetuning:
             total += float(loss.detach()) * len(batch.index)
         return total / len(self.splits["train"])
 
-    @torch.no_grad()
     def validate(self) -> float:
+        """The mean loss per validation clip."""
+        return self.figures()["valid"]
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, float]:
+        """Mean loss and accuracy on the validation split."""
         self.model.eval()
-        batches = self.splits["valid"].batches(self.config.batch_size)
-        return sum(float(self.loss("valid", b)[0]) * len(b.index) for b in batches) / len(self.splits["valid"])
+        valid = self.splits["valid"]
+        total = right = 0.0
+        for batch in valid.batches(self.config.batch_size):
+            loss, output = self.loss("valid", batch)
+            total += float(loss) * len(batch.index)
+            right += int((output.logits.argmax(1) == valid.label("M")[batch.index]).sum())
+        return {"valid": total / len(valid), "valid_accuracy": right / len(valid)}
 
     def loss(self, split: str, batch: Batch) -> tuple[Tensor, Fused]:
         """CE(pred, M) + Σ_m CE(o_m, c_m) + L_c(h before fusion, c), the cross-entropies with class weights if any."""
@@ -154,11 +164,12 @@ def finetune(
             epoch += 1
             by_length = config.calibrated and runs_encoder(model)
             trained = stage.train_epoch(train.batches(config.batch_size, order, by_length))
-            valid_loss = stage.validate()
-            kept.history.append({"epoch": epoch, "train": trained, "valid": valid_loss})
+            figures = stage.figures()
+            valid_loss = figures["valid"]
+            kept.history.append({"epoch": epoch, "train": trained} | figures)
             if best.improves(valid_loss, epoch):
                 kept.weights, kept.best_epoch = snapshot(model), epoch
-            journal.write("finetune", state, ended())
+            journal.write("finetune", kept.history[-1], state, ended())
             report("finetune", epoch, config.epochs, {"train": trained, "valid": valid_loss})
     except KeyboardInterrupt:
         kept.interrupted = True

@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from cmc.board import Board
 from cmc.run import RunError
 from mmfeat.files import atomic
 
@@ -38,8 +39,8 @@ class Journal:
         """The stage's state after the last epoch that was written; generators are as they were then."""
         return None
 
-    def write(self, stage: str, state: Callable[[], State], last: bool) -> None:
-        """To be called after every epoch. `last` says that none follows."""
+    def write(self, stage: str, row: Mapping[str, float], state: Callable[[], State], last: bool) -> None:
+        """To be called after every epoch, with its row of the history. `last` says that none follows."""
 
 
 class RunJournal(Journal):
@@ -50,13 +51,14 @@ class RunJournal(Journal):
         conditions: what the weights depend on: `config`, `features`, and more by name. A state that was written under
             others is not gone on from.
         resume: go on from what is there; otherwise it is removed.
+        board: where each epoch's figures go too.
 
     Raises RunError where conditions differ, a state is damaged, or another process trains this run.
     """
 
-    def __init__(self, folder: Path, conditions: Mapping[str, Any], resume: bool):
+    def __init__(self, folder: Path, conditions: Mapping[str, Any], resume: bool, board: Board | None = None):
         self.folder, self.conditions = folder / FOLDER, dict(conditions)
-        self.resume = resume
+        self.resume, self.board = resume, board
         self.seconds = 0.0
         """Of training before this process."""
         self._started = self._written = time.monotonic()
@@ -95,9 +97,14 @@ class RunJournal(Journal):
         self._check(saved["conditions"])
         self.seconds = saved["seconds"]
         set_generators(saved["generators"])
+        if self.board:
+            for row in saved["state"]["history"]:
+                self.board.row(stage, row)
         return saved["state"]
 
-    def write(self, stage: str, state: Callable[[], State], last: bool) -> None:
+    def write(self, stage: str, row: Mapping[str, float], state: Callable[[], State], last: bool) -> None:
+        if self.board:
+            self.board.row(stage, row)
         started = time.monotonic()
         if not last and started - self._written < self._cost / SHARE:
             return

@@ -235,7 +235,7 @@ def pretrain(
             for m in improved if config.calibrated or not improved else models:
                 for split in kept.states:
                     kept.states[split][m] = stage.labels[split][m].copy()
-            journal.write("pretrain", state, ended())
+            journal.write("pretrain", kept.history[-1], state, ended())
             report(
                 "pretrain", epoch, config.pretrain_epochs, losses | {"relabelled": sum(changed.values()) / len(models)}
             )

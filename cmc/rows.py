@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmfeat.layout import FeatureFile
@@ -21,7 +23,7 @@ Stream = Literal["auto", "always", "never"]
 """Whether arrays stay in the file: where they take more than a share of the memory there is, always, never."""
 SHARE = 0.25
 """Of the available memory: arrays are copied while they are prepared, and there is one split beside the other."""
-_BLOCK = 64 * 2**20
+_BLOCK = 8 * 2**20
 
 
 def measured(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -107,13 +109,21 @@ class Streamed:
         return self._file
 
 
+def blocks(file: FeatureFile, split: str, key: str) -> Iterator[NDArray[Any]]:
+    """An array of a feature file in order, some rows at a time."""
+    dataset = file.dataset(split, key)
+    rows = max(1, _BLOCK // max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:]))))
+    for start in range(0, len(dataset), rows):
+        yield dataset[start : start + rows]
+
+
 def scan(file: FeatureFile, split: str, key: str, mask: Tensor, steps: int = 0) -> tuple[Tensor, Tensor]:
     """The mask (N, L) of what was measured in an array, and that of the averages (the same without `steps`)."""
-    dataset = file.dataset(split, key)
-    found, short = [], []
-    for rows in torch.arange(len(mask)).split(max(1, _BLOCK // max(1, 4 * int(np.prod(dataset.shape[1:]))))):
-        values, there = measured(torch.from_numpy(dataset[int(rows[0]) : int(rows[-1]) + 1]), mask[rows])
+    found, short, start = [], [], 0
+    for block in blocks(file, split, key):
+        values, there = measured(torch.from_numpy(block), mask[start : start + len(block)])
         assert there is not None
+        start += len(block)
         found.append(there)
         short.append(averaged(values, there, steps)[1] if steps else there)
     return torch.cat(found), torch.cat(short)

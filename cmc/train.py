@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmc import run as runs
+from cmc.board import Board
 from cmc.calibration import calibrate
 from cmc.config import Config
 from cmc.data import DataError, Split, Task, load, open_features, task_of, values_of
@@ -25,13 +26,11 @@ from cmc.fusion import Multimodal
 from cmc.journal import Journal, RunJournal
 from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import pretrain
-from cmc.rows import Stream
+from cmc.rows import Stream, blocks
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from cmc.training import Report, class_weights, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import TIMED, FeatureFile
-
-_ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +89,8 @@ def content_digest(file: FeatureFile) -> str:
     for split in ("train", "valid"):
         digest.update("\n".join(file.read(split, "id")).encode())
         for key in ("text_bert", "audio", "vision", "regression_labels", "classification_labels"):
-            dataset = file.dataset(split, key)
-            for row in range(0, len(dataset), _ROWS):  # the file may be larger than memory
-                digest.update(dataset[row : row + _ROWS].tobytes())
+            for block in blocks(file, split, key):
+                digest.update(block.tobytes())
     return digest.hexdigest()
 
 
@@ -103,18 +101,22 @@ def train(
     report: Report = silent,
     resume: bool = False,
     stream: Stream = "auto",
+    tensorboard: bool = False,
 ) -> runs.Record:
     """Train on a feature file and write a run folder.
 
     Ctrl-C in either stage writes what there is by then, with status `interrupted`; before the first epoch's end there
     is nothing, and KeyboardInterrupt goes on. With `resume`, training that was interrupted or killed goes on after the
     last epoch that it wrote down (see journal). `stream` says whether arrays stay in the file (see rows), which
-    changes no weight. Same file, config, machine and thread count: same weights, bit for bit.
+    changes no weight; `tensorboard` writes every epoch's figures for it (see board).
+
+    Same file, config, machine and thread count: same weights, bit for bit.
     Raises RunError where an unfinished run cannot go on, saying why.
     """
     started = time.monotonic()
     material = open_material(path, config, stream)
-    with RunJournal(folder, conditions(material, config), resume) as journal:
+    board = Board(folder) if tensorboard else None
+    with RunJournal(folder, conditions(material, config), resume, board) as journal:
         seed_everything(config.seed)
         result = fit(material, config, report, journal)
         record = replace(result.record, seconds=round(journal.seconds + time.monotonic() - started, 1))
@@ -122,6 +124,8 @@ def train(
         runs.write(folder, record, result.weights, result.unimodal, result.states, ids)
         if record.status == "finished":
             journal.remove()
+    if board:
+        board.result(config, record.validation)
     return record
 
 

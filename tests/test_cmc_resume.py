@@ -330,7 +330,7 @@ def test_a_costly_state_is_written_less_often(tmp_path: Path, monkeypatch: pytes
     with journal.RunJournal(tmp_path, {}, resume=False) as kept:
         for _ in range(30):
             clock[0] += 10.0
-            kept.write("finetune", dict, last=False)
+            kept.write("finetune", {}, dict, last=False)
         assert written == [10.0, 115.0, 220.0]
-        kept.write("finetune", dict, last=True)
+        kept.write("finetune", {}, dict, last=True)
         assert len(written) == 4

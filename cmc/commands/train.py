@@ -24,13 +24,16 @@ CONFIG = True
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5)")
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5), or MMSA's (.pkl)")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="folder for the run")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="go on with an unfinished run; start it where there is none"
     )
     again.add_argument("--overwrite", action="store_true", help="replace what run there is")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="every epoch's figures for `tensorboard --logdir RUN`"
+    )
     parser.add_argument(
         "--stream",
         choices=("auto", "always", "never"),
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             from cmc.train import train
 
             with progress(label) as report:
-                done = train(args.features, args.out / name, wanted, report, args.resume, args.stream)
+                done = train(args.features, args.out / name, wanted, report, args.resume, args.stream, args.tensorboard)
             if done.streamed:
                 print(f"{label}read {args.features} batch by batch (--stream {args.stream})", file=sys.stderr)
         else:
