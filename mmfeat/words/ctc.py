@@ -99,7 +99,7 @@ class CtcAligner:
                 f"{config.model} is no CTC model with its feature extractor and tokenizer: {reason}"
             ) from None
         known = self._model.config
-        if loading["missing_keys"]:
+        if any(key.startswith("lm_head") for key in loading["missing_keys"]):
             raise MissingBackendError(f"{config.model} was not trained to write letters: it lacks its CTC layer")
         if not hasattr(known, "conv_stride"):
             raise MissingBackendError(f"{config.model} does not hear raw sound ({known.model_type}): choose another")
@@ -155,7 +155,8 @@ class CtcAligner:
             with self._torch.inference_mode():
                 logits = self._model(self._torch.from_numpy(samples[heard].astype(np.float32))[None]).logits[0]
                 said = logits.log_softmax(-1)[:, [self._alphabet.blank, *used]].numpy()[kept]
-            assert len(said) == kept.stop - kept.start
+            if len(said) != kept.stop - kept.start:
+                raise AlignmentError(f"{self.config.model} gives other frames than its convolutions say")
             emissions[done : done + len(said), :-1] = said
             done += len(said)
         with np.errstate(divide="ignore"):
