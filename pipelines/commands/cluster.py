@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pipelines.exits import Exit
 
-SUMMARY = "show the job that a cluster file submits to SLURM or another batch system"
+SUMMARY = "print a cluster file to change, or the job that one submits to SLURM or another batch system"
 EXAMPLES = (
-    "mmfeat cluster > my-slurm.yaml          a file to change",
-    "mmfeat cluster my-slurm.yaml            the job script that it makes; nothing is submitted",
+    "mmfeat cluster",
+    "mmfeat cluster my-slurm.yaml",
     "mmfeat extract CORPUS -o features.h5 --workdir /shared/work --cluster my-slurm.yaml",
 )
 
