@@ -9,7 +9,6 @@ SUMMARY = "print a cluster file to change, or the job that one submits to SLURM 
 EXAMPLES = (
     "mmfeat cluster",
     "mmfeat cluster my-slurm.yaml",
-    "mmfeat extract CORPUS -o features.h5 --workdir /shared/work --cluster my-slurm.yaml",
 )
 
 
