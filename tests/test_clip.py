@@ -94,9 +94,7 @@ def test_an_aligner_that_fails_leaves_the_rest_of_the_clip(tmp_path: Path, monke
         raise IndexError("a corner nobody saw")
 
     make = clip_module.loaded
-    monkeypatch.setattr(
-        clip_module, "loaded", lambda part, recipe: explode if part == "words" else make(part, recipe)
-    )
+    monkeypatch.setattr(clip_module, "loaded", lambda part, recipe: explode if part == "words" else make(part, recipe))
     found = mmfeat.extract(write_media(tmp_path / "a.mp4", stripes(5), sound=tone(0.3)), text="hello")
     assert "no_words" in found.status and "IndexError: a corner nobody saw" in found.reason
 
@@ -127,7 +125,7 @@ def test_stored_and_direct_features_are_the_same_bits(shared_data: Path, tmp_pat
     extract_to_store(clip, recipe, store)
     direct = mmfeat.extract(path, clip.text)
     prints = recipe.fingerprints()
-    stored = clip_module.features({part: store.read(clip, part, prints[part]) for part in recipe.parts()})
+    stored = clip_module.features({part: store.read(clip, part, prints[part]) for part in recipe.parts()}, recipe)
     assert direct.words == stored.words and [word.text for word in direct.words] == clip.text.split()
     for aligned in (False, True):
         one, two = direct.rows(aligned), stored.rows(aligned)
@@ -152,7 +150,7 @@ def test_every_real_file_ends_in_features_or_a_reason(
         if report.status == "failed":
             assert report.reason, path.name
             continue
-        features = clip_module.features({part: store.read(clip, part, prints[part]) for part in recipe.parts()})
+        features = clip_module.features({part: store.read(clip, part, prints[part]) for part in recipe.parts()}, recipe)
         assert len(features.vision) or len(features.audio), path.name
         for track in features.tracks.values():
             assert not len(track) or track.times[-1, 1] <= report.seconds + 1e-3, path.name

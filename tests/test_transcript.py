@@ -27,7 +27,7 @@ def test_spans_rise_and_hold_their_words_in_any_text(text: str) -> None:
         end = token.span[1]
 
 
-@given(st.text(max_size=40))
+@given(st.text(max_size=40).filter(lambda text: not set(text) & set("[]{}<>*()")))
 def test_no_letter_and_no_digit_is_lost(text: str) -> None:
     kept = "".join(words(text))
     assert [c for c in text if c.isalpha() or c.isdecimal()] == [c for c in kept if c.isalpha() or c.isdecimal()]
@@ -53,6 +53,23 @@ def test_any_number_can_be_said(number: int) -> None:
         ("well-known facts", ["well known", "facts"]),
         ("don’t say ‘no’", ["don't", "say", "no"]),
         ("R&B & soul", ["r and b", "and", "soul"]),
+        ("the 5th of 20°C", ["the", "fifth", "of", "twenty degrees celsius"]),
+        (
+            "$3.5 million, $20k or 5€",
+            ["three point five", "million dollars", "twenty thousand dollars", "or", "five euros"],
+        ),
+        ("from 3:05 to 8:00", ["from", "three oh five", "to", "eight"]),
+        ("the 1990s and '80s", ["the", "nineteen nineties", "and", "eighties"]),
+        ("5½ km at 60mph", ["five and a half", "kilometers", "at", "sixty miles per hour"]),
+        ("3/4 of -5", ["three quarters", "of", "minus five"]),
+        ("Dr. Jones, St. Louis, vs. Mr. T", ["doctor", "jones", "saint", "louis", "versus", "mister", "t"]),
+        ("see www.example.com/faq", ["see", "example dot com slash faq"]),
+        ("me@mail.org @bob #fun #1", ["me at mail dot org", "at bob", "hashtag fun", "number one"]),
+        ("World War II", ["world", "war", "two"]),
+        ("sooo ummm", ["so", "um"]),
+        ("50 % w/o", ["fifty", "percent", "without"]),
+        ("555-1234", ["five five five one two three four"]),
+        ("end.Next", ["end", "next"]),
         ("the U.S. (umm) ok 👍🏽!", ["the", "u. s.", "umm", "ok"]),
         ("café", ["cafe"]),
         ("e.g. this", ["for example", "this"]),
@@ -73,6 +90,27 @@ def test_ways_to_say_a_number() -> None:
 def test_capitals_may_be_spelled_or_said() -> None:
     (token,) = tokens("NASA")
     assert token.spoken == (("nasa",), ("n.", "a.", "s.", "a."))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(laughs) so [music] I <unk> {cough} said *sighs* no", ["so", "I", "said", "no"]),
+        ("(clears throat) well (umm) yes (and so on)", ["well", "umm", "yes", "and", "so", "on"]),
+        ("</i>a < b and c > d, 2 * 3 * 4", ["a", "b", "and", "c", "d", "2", "3", "4"]),
+        ("[unclosed and (open", ["unclosed", "and", "open"]),
+        ("[inaudible]", []),
+    ],
+)
+def test_notes_of_other_sounds_are_no_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_words_that_are_read_in_several_ways() -> None:
+    ways = {token.text: {" ".join(way) for way in token.spoken} for token in tokens("9/11 24/7 St 12/25/2020 3:30 Dr")}
+    assert "nine eleven" in ways["9/11"] and "twenty four seven" in ways["24/7"]
+    assert ways["St"] == {"saint", "street"} and ways["Dr"] == {"doctor", "drive"}
+    assert "december twenty fifth twenty twenty" in ways["12/25/2020"] and "half past three" in ways["3:30"]
 
 
 def test_words_of_the_text() -> None:

@@ -1,7 +1,9 @@
 """A transcript → its own words, where they stand in it, and what each may sound like.
 
-Punctuation and emoji make no word. `2,000`, `$5`, `50%`, `don't`, `U.S` and `well-known` are one word each; every Han
-character and every kana is a word.
+Punctuation and emoji make no word. `2,000`, `$5`, `50%`, `3/4`, `20°C`, `don't`, `U.S`, `well-known` and an address are
+one word each; every Han character and every kana is a word. What a transcriber notes of other sounds is no word:
+anything in square brackets, braces, a pair of asterisks or angle brackets (`[music]`, `<unk>`), and round brackets
+around nothing but names of such sounds (`(laughs)`). Other round brackets are spoken: `(umm)`, `(and so on)`.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-Spoken = tuple[str, ...]
-"""Words as they are said, lower case."""
+from mmfeat.words.spoken import ADDRESS, APOSTROPHES, CURRENCIES, HYPHENS, SCALES, Spoken, number, ways
+
+__all__ = ["Spoken", "Token", "is_han", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,43 @@ def tokens(transcript: str) -> list[Token]:
     """The words of any text at all, in order; spans rise and do not overlap."""
     # One character of `shape` per character of the transcript, so that places in both are the same.
     shape = "".join(map(_kind, transcript))
+    for match in ADDRESS.finditer(transcript):
+        shape = _painted(shape, match.span(), "u")
+    for match in _ANNOTATION.finditer(transcript):
+        if match[0][0] != "(" or _is_of_sounds(match[0]):
+            shape = _painted(shape, match.span(), " ")
     found = []
     for match in _WORD.finditer(shape):
         start, end = match.span()
         text = transcript[start:end]
-        found.append(Token(text, (start, end), _ways(text)))
+        found.append(Token(text, (start, end), ways(text)))
     return list(_amounts(found))
 
 
-_APOSTROPHES, _HYPHENS = "'’‘ʼ＇", "-‐‑"
+_ANNOTATION = re.compile(
+    r"\[[^\[\]]{0,80}\] | \{[^{}]{0,80}\} | </?\w[^<>]{0,80}> | \*\w[^*\n]{0,40}\* | \([^()]{1,80}\)", re.VERBOSE
+)
+_SOUNDS = frozenset(
+    """applause audience background barking beep beeping bell blank breath breathes breathing chatter cheering cheers
+    chuckle chuckles chuckling clapping clears cough coughing coughs crosstalk cries crowd crying exhales foreign gasp
+    gasping gasps giggle giggles giggling groan groans humming inaudible indistinct inhales laugh laughing laughs
+    laughter loud loudly lightly mumbles music noise panting pause playing ringing scoffs screaming screams shouting
+    sighing sighs sigh silence singing sneezes sniff sniffles sniffs snorts sobbing sobs softly speaking static throat
+    unclear unintelligible whispering whispers whistles whistling yawns""".split()  # noqa: SIM905
+)
 _WORD = re.compile(
     r"""
-      H                                     # one Han character or kana
+      u+                                    # an address
+    | H                                     # one Han character or kana
+    | a/a(?!a)                              # w/o
     | a(?:\.a)+(?![adm])                    # U.S, e.g
-    | \$?[ad][adm]*                         # with the currency before it
-      (?: ['&-][ad][adm]* | (?<=d)[.,:](?=d)[adm]+ )*
+    | (?:(?<![^ ])(?:-(?=[$]?d)|[@#](?=[ad])))?
+      (?:\$?[ad]|(?<![^ $])\$?\.d)[adm]*    # with the sign or currency before it
+      (?: ['&-][ad][adm]* | (?<=d)[.,:/](?=d)[adm]+ )*
+      (?:(?<=d)°a?(?![adm]))?
       [%$]?
     | (?<!\S)&(?!\S)                        # & alone is said
+    | (?<=d[ ])%                            # as is % after a number
     """,
     re.VERBOSE,
 )
@@ -54,11 +77,11 @@ _WORD = re.compile(
 
 def _kind(character: str) -> str:
     """a letter, d digit, m mark, H Han or kana; the characters that join a word; a blank for the rest."""
-    if character in _APOSTROPHES:
+    if character in APOSTROPHES:
         return "'"
-    if character in _HYPHENS:
+    if character in HYPHENS:
         return "-"
-    if character in ".,:%&":
+    if character in ".,:%&/@#°()":
         return character
     category = unicodedata.category(character)
     if category == "Sc":
@@ -73,111 +96,14 @@ def is_han(character: str) -> bool:
     return unicodedata.name(character, "").startswith(("CJK ", "HIRAGANA ", "KATAKANA "))
 
 
-_CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
-_UNITS = {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen"}
-_SCALES = {"hundred", "thousand", "million", "billion", "trillion"}
-_SAID = {
-    "&": ("and",), "vs": ("versus",), "etc": ("et", "cetera"), "e.g": ("for", "example"), "i.e": ("that", "is"),
-    "dr": ("doctor",), "ummm": ("um",), "uhhh": ("uh",), "mhm": ("mm", "hm"), "hmmm": ("hmm",),
-}  # fmt: skip
-_NUMBER = re.compile(r"\d+(?:[,.:]\d+)*")
-_ORDINAL = re.compile(r"(\d[\d,]*)(?:st|nd|rd|th)")
-_PIECE = re.compile(r"\d+(?:[,.:]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)*|&|%")
+def _painted(shape: str, span: tuple[int, int], kind: str) -> str:
+    return shape[: span[0]] + kind * (span[1] - span[0]) + shape[span[1] :]
 
 
-def _ways(text: str) -> tuple[Spoken, ...]:
-    plain = _plain(text)
-    ways: list[Spoken] = []
-    lower = plain.lower()
-    if lower in _SAID:
-        ways.append(_SAID[lower])
-    elif match := _ORDINAL.fullmatch(lower):
-        ways.append(_number(match[1].replace(",", ""), "ordinal"))
-    elif text[0] in _CURRENCIES and _NUMBER.fullmatch(lower.lstrip("$€£¥")):
-        ways += _money(lower.lstrip("$€£¥"), text[0])
-    elif re.fullmatch(r"[^\W\d_](?:\.[^\W\d_])+", plain):
-        ways.append(tuple(f"{letter}." for letter in lower.split(".")))
-    else:
-        ways += _pieces(plain)
-    ways = [way for way in ways if way]
-    return tuple(dict.fromkeys(ways)) or ((lower or text,),)
-
-
-def _plain(text: str) -> str:
-    """Compatibility forms and accents resolved, one kind of apostrophe and hyphen."""
-    text = unicodedata.normalize("NFKD", text)
-    bare = (character for character in text if not unicodedata.combining(character))
-    text = "".join("'" if c in _APOSTROPHES else "-" if c in _HYPHENS else c for c in bare)
-    return unicodedata.normalize("NFC", text)
-
-
-def _pieces(plain: str) -> list[Spoken]:
-    """Ways to say a word that may hold hyphens, digits and capitals."""
-    ways: list[Spoken] = [()]
-    for piece in _PIECE.findall(plain):
-        lower = piece.lower()
-        if piece[0].isdigit():
-            here = _said_number(piece)
-        elif lower in ("%", "&"):
-            here = [("percent",) if lower == "%" else ("and",)]
-        elif piece.isupper() and 1 < len(piece) <= 5 and piece.isascii() and "'" not in piece:
-            here = [(lower,), tuple(f"{letter}." for letter in lower)]
-        else:
-            here = [(lower,)]
-        ways = [before + way for before in ways for way in here][:6]
-    return ways
-
-
-def _said_number(digits: str) -> list[Spoken]:
-    whole = digits.replace(",", "")
-    if ":" in whole:
-        parts = [part for part in whole.split(":") if part.strip("0.")]  # 8:00 is eight
-        return [sum((_said_number(part)[0] for part in parts), ())]
-    if whole.count(".") > 1:
-        return [_digits(whole)]
-    if "." in whole:
-        left, right = whole.split(".")
-        return [(*_number(left, "cardinal"), "point", *_digits(right))]
-    ways = [_number(whole, "cardinal")]
-    ways.append(tuple(word for word in ways[0] if word != "and"))
-    if len(whole) == 4 and "," not in digits and 1100 <= int(whole) <= 2099:
-        ways.insert(0, _number(whole, "year"))
-    if len(whole) > 1 and (whole[0] == "0" or len(whole) >= 3) and "," not in digits:
-        ways.append(_digits(whole))
-    return ways
-
-
-def _digits(text: str) -> Spoken:
-    return sum((_number(digit, "cardinal") for digit in text if digit.isdigit()), ())
-
-
-def _money(amount: str, symbol: str) -> list[Spoken]:
-    whole = amount.replace(",", "")
-    if not re.fullmatch(r"\d+(\.\d+)?", whole):
-        return [_digits(whole)]
-    from num2words import num2words
-
-    try:
-        if "." in whole:
-            said = _letters(num2words(round(float(whole), 2), to="currency", currency=_CURRENCIES[symbol]))
-            return [tuple(word for word in said if word != "sterling")]
-        unit = _UNITS[symbol] if int(whole) != 1 else _UNITS[symbol].removesuffix("s")
-        return [(*_number(whole, "cardinal"), unit)]
-    except (OverflowError, NotImplementedError):
-        return [_digits(whole)]
-
-
-def _number(digits: str, to: str) -> Spoken:
-    from num2words import num2words
-
-    try:
-        return _letters(num2words(int(digits), to=to))
-    except (OverflowError, ValueError):  # beyond the library's largest name, or Python's limit on digits
-        return tuple(word for digit in digits for word in _letters(num2words(int(digit))))
-
-
-def _letters(said: str) -> Spoken:
-    return tuple(re.findall(r"[a-z']+", said.lower()))
+def _is_of_sounds(bracket: str) -> bool:
+    """Whether a bracket holds nothing but names of sounds: (laughs), (clears throat)."""
+    words = re.findall(r"[^\W\d_]+", bracket.lower())
+    return bool(words) and _SOUNDS.issuperset(words)
 
 
 def _amounts(found: Iterable[Token]) -> Iterable[Token]:
@@ -185,13 +111,13 @@ def _amounts(found: Iterable[Token]) -> Iterable[Token]:
     held: Token | None = None
     for token in found:
         if held is not None:
-            unit = held.spoken[0][-1]
-            if token.text.lower() in _SCALES:
-                held = replace(held, spoken=(held.spoken[0][:-1],))
-                token = replace(token, spoken=((*token.spoken[0], unit if unit.endswith(("s", "n")) else f"{unit}s"),))
+            if token.text.lower() in SCALES:
+                unit = CURRENCIES[held.text[0]][1]
+                held = replace(held, spoken=tuple(dict.fromkeys(number(held.text[1:]))))
+                token = replace(token, spoken=((*token.spoken[0], unit),))
             yield held
             held = None
-        if token.text[0] in _CURRENCIES and len(token.spoken[0]) > 1:
+        if token.text[0] in CURRENCIES and re.fullmatch(r"[\d,]*\.?\d+", token.text[1:], re.ASCII):
             held = token
         else:
             yield token
