@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,21 @@ def write(folder: Path, result: dict[str, Any]) -> list[Path]:
     suffix = "".join(f"_{part}" for part in [*kind, *(f"without_{modality}" for modality in result["dropped"])])
     metrics = folder / f"metrics{suffix}.json"
     with atomic(metrics) as path:
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+        path.write_text(to_json(result), encoding="utf-8")
     return [metrics, *draw(result, folder, suffix)]
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """The figures as text; those of no clip at all, which JSON has no number for, are null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(member) for key, member in value.items()}
+        if isinstance(value, list):
+            return [plain(member) for member in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def figures(

@@ -168,7 +168,7 @@ def number(value: float | list[float] | None) -> str:
 
 def percent(value: float | list[float] | None) -> str:
     """`61.3` of 0.613, `61.3 ± 2.0` of a mean and its standard deviation, a dash for what is not defined."""
-    if value is None:
+    if value is None or value != value:
         return "–"
     if isinstance(value, list):
         return f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"

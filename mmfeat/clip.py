@@ -92,8 +92,13 @@ def extract(
     recipe = load_recipe(recipe)
     clip = recipe.locate(Clip("", Path(path).stem, "test", Path(path), text, math.nan, start=start, end=end))
     shards, timings = _extract(clip, recipe, recipe.parts())
-    if failures := [f"{part}: {shard.reason}" for part, shard in shards.items() if shard.status == FAILED]:
-        raise MediaError(f"{path}: {'; '.join(failures)}")
+    failures: dict[str, list[str]] = {}
+    for part, shard in shards.items():
+        if shard.status == FAILED:
+            failures.setdefault(shard.reason, []).append(part)
+    if failures:
+        said = (f"{', '.join(failed)}: {reason}" for reason, failed in failures.items())
+        raise MediaError(f"{path}: {'; '.join(said)}")
     return features(shards, recipe, timings)
 
 

@@ -192,6 +192,21 @@ def test_several_seeds_together(features: Path, tmp_path: Path, capsys: pytest.C
     assert all((folder / f"{name}.png").is_file() for name in ("confusion", "router", "reliability", "pseudo_labels"))
 
 
+def test_a_group_without_clips_has_no_figures(
+    finished: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = tmp_path / "truth.csv"
+    rows = [f"test,{row:04d},1,1,1" for row in range(30)]
+    truth.write_text("\n".join(["video_id,clip_id,label_T,label_A,label_V", *rows]))
+    arguments = ["evaluate", str(finished), str(features), "--truth", str(truth)]
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert printed["clips"]["conflicting"] == 0 and printed["cmc"]["conflicting"]["accuracy"] is None
+    assert printed["regression"]["conflicting"] == {"mae": None, "r": None}
+    assert main(arguments) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_a_run_without_plgm_has_no_pseudo_labels(features: Path, tmp_path: Path) -> None:
     assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--labels", "multimodal"]) == 0
     assert main(["evaluate", str(tmp_path), str(features)]) == 0
