@@ -308,6 +308,10 @@ def test_a_restored_file_is_described_too_where_mmsa_can_load_it(tmp_path: Path)
     assert settings["need_data_aligned"] and settings["language"] == "cn"
     assert settings["pretrained"] == "bert-base-chinese"
     assert export(converted(tmp_path, aligned(), {}), tmp_path / "c.pkl") is None
+    for wrong in ({"audio": np.ones((2, 3))}, {"raw_text": None}):  # one vector per clip; a key that is not there
+        one = {key: value for key, value in (aligned() | wrong).items() if value is not None}
+        assert export(converted(tmp_path, one), tmp_path / "c.pkl") is None
+        assert export(tmp_path / "a.h5", tmp_path / "c.pkl", "mosi") is not None
 
 
 def test_from_mmsa_to_a_dialect_of_mmsa(tmp_path: Path) -> None:

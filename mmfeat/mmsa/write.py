@@ -29,13 +29,13 @@ def export(path: Path, out: Path, dialect: str = "") -> Path | None:
         dialect: one of DIALECTS. Without one, a file that was made of a pickle gives that pickle again, bit for bit,
             and any other is written as `sims` where every clip has unimodal labels, else as `mosi`.
 
-    Returns: the configuration; None for a restored pickle of which MMSA could not load all three splits.
+    Returns: the configuration; None for a restored pickle that MMSA cannot load.
     Raises MMSAError where a split, or labels that the dialect needs, are missing, naming what to use instead.
     """
     with FeatureFile(path) as file:
         if came_from_pickle(file) and not dialect:
             data: dict[Any, Any] = restore(file)
-            settings = None if _lacking(file) else config(file, _suited(file), out)
+            settings = config(file, _suited(file), out) if not _lacking(file) and _is_loadable(data) else None
             if settings and "audio_lengths" not in data["train"]:
                 settings["need_data_aligned"] = True  # or MMSA asks for lengths
         else:
@@ -127,6 +127,14 @@ def config(file: FeatureFile, dialect: str, out: Path) -> dict[str, Any]:
 
 def _lacking(file: FeatureFile) -> list[str]:
     return [split for split in layout.SPLITS if split not in file.splits or not len(file.dataset(split, "id"))]
+
+
+def _is_loadable(data: dict[Any, Any]) -> bool:
+    """Whether MMSA finds what it indexes, in every split."""
+    splits = [data[split] for split in layout.SPLITS]
+    arrays = [split.get(modality) for split in splits for modality in layout.MODALITIES]
+    has_keys = all({"id", "raw_text", layout.REGRESSION} <= set(split) for split in splits)
+    return has_keys and all(isinstance(array, np.ndarray) and array.ndim == 3 for array in arrays)
 
 
 def _suited(file: FeatureFile) -> str:

@@ -50,5 +50,5 @@ def run(args: argparse.Namespace) -> Exit:
     if config:
         print(f"{config}: the config that MMSA_run needs for it")
     else:
-        print("no config for MMSA: it loads train, valid and test, and one of them has no clips")
+        print("no config for MMSA, which cannot load this file: see docs/mmsa.md, or name a --dialect")
     return Exit.OK
