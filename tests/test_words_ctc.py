@@ -308,6 +308,8 @@ def test_folders_that_hold_no_such_model(model: Path, tmp_path: Path) -> None:
 
 
 class Tokenizer:
+    pad_token_id = 0
+
     def __init__(self, letters: str, delimiter: str | None = "|"):
         self.word_delimiter_token = delimiter
         names = ["<pad>", "<unk>", *([delimiter] if delimiter else []), *letters]
@@ -323,7 +325,7 @@ LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
 def written(text: str, letters: str, language: str = "en", romanise: bool = False) -> list[str]:
     """Each word in the letters of an alphabet; `*` for any sound, `|` for a delimiter that may be left out."""
     tokenizer = Tokenizer(letters)
-    alphabet = Alphabet.of(tokenizer, 0, language, romanise)
+    alphabet = Alphabet.of(tokenizer, language, romanise)
     names = {label: name for name, label in tokenizer.get_vocab().items()} | {STAR: "*"}
     spelled = [alphabet.spell(token) for token in tokens(text)]
     for word in spelled:

@@ -107,7 +107,7 @@ class CtcAligner:
         self._torch = torch
         self._rhythm = _Rhythm.of(known.conv_kernel, known.conv_stride)
         self._rate, self._normalise = features.sampling_rate, features.do_normalize
-        self._alphabet = Alphabet.of(tokenizer, known.pad_token_id, language, config.romanise)
+        self._alphabet = Alphabet.of(tokenizer, language, config.romanise)
 
     def __call__(self, waveform: Waveform, text: str) -> list[Word]:
         """The words of `text` in `waveform`; `*` between words stands for any speech. Raises AlignmentError."""

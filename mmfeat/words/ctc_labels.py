@@ -38,11 +38,16 @@ class Alphabet:
     romanise: Callable[[str], str] | None = None
 
     @classmethod
-    def of(cls, tokenizer: Any, blank: int, language: str, romanise: bool) -> Alphabet:
-        """The alphabet of a transformers tokenizer. Raises MissingBackendError where it is not one of letters."""
+    def of(cls, tokenizer: Any, language: str, romanise: bool) -> Alphabet:
+        """The alphabet of a transformers tokenizer, whose padding is the blank.
+
+        Raises MissingBackendError where it is not one of letters.
+        """
         if "Phoneme" in type(tokenizer).__name__:
             raise MissingBackendError("the model writes phonemes, not letters: choose another")
-        vocabulary = tokenizer.get_vocab()
+        vocabulary, blank = tokenizer.get_vocab(), tokenizer.pad_token_id
+        if blank is None:
+            raise MissingBackendError("the model's tokenizer names no padding, which stands for CTC's blank")
         delimiter = vocabulary.get(getattr(tokenizer, "word_delimiter_token", None) or "|")
         ids = {name: label for name, label in vocabulary.items() if len(name) == 1 and label not in (blank, delimiter)}
         return cls(ids, blank, delimiter, language, _romaniser() if romanise else None)
