@@ -24,6 +24,8 @@ OPTIONAL = ("label_T", "label_A", "label_V", "annotation", "start", "end")
 SPLITS = ("train", "valid", "test")
 # The widest range in use: MOSI and MOSEI label from -3 to 3, CH-SIMS from -1 to 1.
 LABEL_RANGE = (-3.0, 3.0)
+MOST_CLASSES = 100
+"""More different names in the column `label` are no classes but something else, transcripts for instance."""
 _NOT_ANNOTATED = ("na", "nan", "none", "null")  # of a single modality; in the column `label` they are names
 # Where one clip has several files, pictures are wanted before sound alone.
 SOUND_ONLY = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma"}
@@ -109,6 +111,11 @@ def load(root: str | Path, label_range: tuple[float, float] = LABEL_RANGE) -> Co
     problems: list[Problem] = []
     rows = list(_rows(table))
     classes = _class_names([values["label"].strip() for _, values in rows])
+    if len(classes) > MOST_CLASSES:
+        raise CorpusError(
+            f"the column label of {table} has {len(classes)} different names, more than {MOST_CLASSES}: "
+            "it must hold numbers, or names of classes"
+        )
     for row, values in rows:
         clip, found = _clip(row, values, files, _names(classes) if classes else _numbers(label_range))
         clips.append(clip)

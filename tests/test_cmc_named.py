@@ -21,6 +21,7 @@ from cmc.data import DataError, load, open_features, task_of
 from cmc.evaluate import evaluate
 from cmc.planted import NAMES, Plan, plant
 from cmc.predict import classify
+from mmfeat.corpus import CorpusError
 from mmfeat.corpus import load as load_corpus
 from mmfeat.layout import FeatureFile
 from mmfeat.pack import pack
@@ -75,6 +76,11 @@ def test_a_row_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     assert found.class_names == ("joy",)
     found = load_corpus(corpus(tmp_path / "numbers", [("1", "", "train"), ("-1", "", "train"), ("joy", "", "train")]))
     assert found.class_names == () and found.clips[2].refused == "label is 'joy', not a number"
+
+
+def test_transcripts_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="has 101 different names, more than 100"):
+        load_corpus(corpus(tmp_path, [(f"what was said {k}", "", "train") for k in range(101)]))
 
 
 def test_two_spellings_are_noted(tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ EXAMPLES = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN")
     parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5), or MMSA's (.pkl)")
-    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="(test)")
     parser.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")
-    parser.add_argument("--drop", action="append", default=[], choices=("text", "audio", "vision"), help="hide it")
+    parser.add_argument(
+        "--drop", action="append", default=[], choices=("text", "audio", "vision"), help="hide it (repeatable)"
+    )
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
 
 
