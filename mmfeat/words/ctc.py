@@ -93,7 +93,7 @@ class CtcAligner:
             )
             features = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MissingBackendError(
                 f"{config.model} is no CTC model with its feature extractor and tokenizer: {reason}"
