@@ -22,7 +22,7 @@ from mmfeat.layout import FeatureFile
 Stream = Literal["auto", "always", "never"]
 """Whether arrays stay in the file: where they take more than a share of the memory there is, always, never."""
 SHARE = 0.25
-"""Of the available memory: arrays are copied while they are prepared, and there is one split beside the other."""
+"""Of the available memory: preparing an array takes 2.7 times its size (tests/benchmarks/memory.py)."""
 _BLOCK = 8 * 2**20
 
 
@@ -119,14 +119,19 @@ def blocks(file: FeatureFile, split: str, key: str) -> Iterator[NDArray[Any]]:
 
 def scan(file: FeatureFile, split: str, key: str, mask: Tensor, steps: int = 0) -> tuple[Tensor, Tensor]:
     """The mask (N, L) of what was measured in an array, and that of the averages (the same without `steps`)."""
-    found, short, start = [], [], 0
+    # Written in place: small tensors that stay, made among large ones that go, would keep the heap from being reused.
+    found = mask.clone()
+    short = found.new_zeros(len(mask), steps) if steps else found
+    start = 0
     for block in blocks(file, split, key):
-        values, there = measured(torch.from_numpy(block), mask[start : start + len(block)])
+        rows = slice(start, start + len(block))
+        values, there = measured(torch.from_numpy(block), mask[rows])
         assert there is not None
-        start += len(block)
-        found.append(there)
-        short.append(averaged(values, there, steps)[1] if steps else there)
-    return torch.cat(found), torch.cat(short)
+        found[rows] = there
+        if steps:
+            short[rows] = averaged(values, there, steps)[1]
+        start = rows.stop
+    return found, short
 
 
 def fits(bytes_: int, stream: Stream) -> bool:
