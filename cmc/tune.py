@@ -29,6 +29,7 @@ import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
 
+from cmc.calibration import negative_log_likelihood
 from cmc.cluster import Pool
 from cmc.config import Config, UsageError
 from cmc.evaluate import predict_split
@@ -67,9 +68,8 @@ class Goal:
 
 def validation_figures(features: Path, config: Config, threads: int) -> dict[str, float]:
     """Train once, in memory; the figures of the model that is kept, on the validation split."""
-    with (
-        _one_at_a_time
-    ):  # random states and thread counts are a process's, and a cluster's worker may have many threads
+    # Random states and thread counts are a process's, and a cluster's worker may have many threads.
+    with _one_at_a_time:
         started = time.monotonic()
         torch.set_num_threads(threads)
         material = open_material(features, config)
@@ -77,14 +77,9 @@ def validation_figures(features: Path, config: Config, threads: int) -> dict[str
         fitted = fit(material, config)
         if fitted.record.status == "interrupted":
             raise KeyboardInterrupt
-        truth = material.valid.label("M").numpy()
-        logits = predict_split(fitted.model, material.valid).logits.astype(np.float64)
-        likelihood = logits[np.arange(len(truth)), truth] - np.logaddexp.reduce(logits, axis=1)
-        return {
-            "nll": float(-likelihood.mean()),
-            **class_metrics(truth, logits, None),
-            "seconds": time.monotonic() - started,
-        }
+        truth, logits = material.valid.label("M").numpy(), predict_split(fitted.model, material.valid).logits
+        figures = {"nll": negative_log_likelihood(truth, logits)} | class_metrics(truth, logits, None)
+        return figures | {"seconds": time.monotonic() - started}
 
 
 class Tuning:
@@ -105,15 +100,8 @@ class Tuning:
         except BlockingIOError:
             self._lock.close()
             raise UsageError(f"another cmc tune is at work in {folder}") from None
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.study = optuna.create_study(
-            study_name="cmc",
-            storage=f"sqlite:///{(folder / 'study.db').resolve()}",
-            direction="minimize" if self.goal.figure == "nll" else "maximize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=_STARTUP_TRIALS),
-            load_if_exists=True,
-        )
         try:
+            self.study = self._open()
             self._same_goal()
         except BaseException:
             self._lock.close()
@@ -122,6 +110,16 @@ class Tuning:
 
     def __exit__(self, *of_error: object) -> None:
         self._lock.close()
+
+    def _open(self) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        return optuna.create_study(
+            study_name="cmc",
+            storage=f"sqlite:///{(self.folder / 'study.db').resolve()}",
+            direction="minimize" if self.goal.figure == "nll" else "maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=_STARTUP_TRIALS),
+            load_if_exists=True,
+        )
 
     def _same_goal(self) -> None:
         goal = self.goal
