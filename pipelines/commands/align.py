@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from mmfeat.recipe import Recipe
     from mmfeat.track import Waveform, Word
 
+PICTURES = (".png", ".svg", ".pdf")
 SUMMARY = "find when each word of a transcript is spoken"
 EXAMPLES = (
     'mmfeat align interview.mp4 --text "what a lovely day"',
-    "mmfeat align interview.mp4 --text-file said.txt -o words.TextGrid",
+    "mmfeat align interview.mp4 --text-file said.txt -o words.TextGrid --plot words.png",
     'mmfeat align speech.wav --text "go forward" --words speech.srt -o speech.TextGrid',
     'mmfeat align speech.wav --text "你好" --language zh --model models/wav2vec2-chinese',
 )
@@ -32,6 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", dest="out", type=Path, metavar="FILE", help="write .json, .TextGrid, .ctm, .srt, .vtt, .csv"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw the sound, the words and their confidence; .png, .svg, .pdf"
+    )
     parser.add_argument("--language", metavar="CODE", help="ISO 639-1; otherwise the recipe's")
     parser.add_argument("--aligner", metavar="NAME", help="pocketsphinx, ctc or given; otherwise the recipe's")
     parser.add_argument("--model", metavar="NAME|FOLDER", help="a transformers CTC model, for the aligner ctc")
@@ -52,6 +56,8 @@ def run(args: argparse.Namespace) -> Exit:
 
     if args.out and args.out.suffix.lower() not in formats.WRITERS:
         raise UsageError(f"-o {args.out}: the ending must be one of {', '.join(formats.WRITERS)}")
+    if args.plot and args.plot.suffix.lower() not in PICTURES:
+        raise UsageError(f"--plot {args.plot}: the ending must be one of {', '.join(PICTURES)}")
     text, recipe = _text(args), _recipe(args)
     sound = _sound(args)
     origin = args.start or 0.0
@@ -59,14 +65,21 @@ def run(args: argparse.Namespace) -> Exit:
     words = [replace(word, start=word.start + origin, end=word.end + origin) for word in found]
     if args.out:
         formats.write(words, args.out, sound.seconds + origin)
+    if args.plot:
+        from mmfeat.plot_words import PictureError, plot_words
+
+        try:
+            plot_words(sound, words, args.plot, origin, title=args.media.name)
+        except PictureError as error:
+            raise UsageError(f"--plot: {error}") from None
     if args.json:
         print(json.dumps(formats.rows(words), ensure_ascii=False, indent=1))
         return Exit.OK
     shown = [(w.text, f"{w.start:.3f}", f"{w.end:.3f}", f"{w.confidence:.2f}") for w in words]
     columns = ("word", "start", "end", "confidence")
     table(f"{args.media}, seconds", columns, shown, numbers=columns[1:])
-    if args.out:
-        print(f"\n{args.out}: written")
+    if written := [str(path) for path in (args.out, args.plot) if path]:
+        print(f"\n{', '.join(written)}: written")
     return Exit.OK
 
 
