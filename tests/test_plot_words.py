@@ -26,8 +26,8 @@ def picture(path: Path) -> np.ndarray:
 
 def coloured(image: np.ndarray) -> tuple[int, int]:
     """Dots that are reddish and greenish, left of the colour bar."""
-    red, green, _ = image[:, : int(0.85 * image.shape[1])].transpose(2, 0, 1)
-    return int((red - green > 40).sum()), int((green - red > 20).sum())
+    red, green, blue = image[:, : int(0.85 * image.shape[1])].transpose(2, 0, 1)
+    return int((red - green > 40).sum()), int(((green - red > 20) & (green > blue)).sum())
 
 
 def test_confidence_is_the_colour(tmp_path: Path) -> None:
