@@ -29,7 +29,8 @@ MOST_CLASSES = 100
 _NOT_ANNOTATED = ("na", "nan", "none", "null")  # of a single modality; in the column `label` they are names
 # Where one clip has several files, pictures are wanted before sound alone.
 SOUND_ONLY = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma"}
-NOT_MEDIA = {".txt", ".csv", ".json", ".srt", ".vtt", ".textgrid", ".ctm", ".lab", ".align", ".csd", ".xml"} | {".jpg", ".png"}
+WORD_TIMES = {".csv", ".json", ".srt", ".vtt", ".textgrid", ".ctm", ".lab", ".align", ".csd"}
+NOT_MEDIA = {".txt", ".xml", ".jpg", ".png", *WORD_TIMES}
 
 
 class CorpusError(Exception):

@@ -69,6 +69,12 @@ def test_a_phrase_is_spread_over_its_characters(tmp_path: Path) -> None:
     assert found(file, "so it rained") == [("so", 0, 0.2), ("it", 0.2, 0.4), ("rained", 0.4, 1)]
 
 
+def test_sounds_that_are_no_words_on_both_sides(tmp_path: Path) -> None:
+    file = csv(tmp_path, ("[laughs] so it", 0, 1), ("rained", 1, 2))
+    for text in ("[laughs] so it rained", "so it rained (laughs)"):
+        assert found(file, text) == [("so", 0, 0.5), ("it", 0.5, 1), ("rained", 1, 2)]
+
+
 def test_a_pause_label_that_is_said_is_a_word(tmp_path: Path) -> None:
     file = csv(tmp_path, ("sil", 0, 0.5), ("sp", 0.5, 1))
     assert found(file, "Sil") == [("Sil", 0, 0.5)]

@@ -150,7 +150,8 @@ class _Characters:
         found = cls("")
         for stretch in stretches:
             label = stretch.text.strip()
-            parts = [_UNKNOWN] if _is_unknown(label) else [part for part in map(_letters, label.split()) if part]
+            words = (_letters(token.text) for token in tokens(label))
+            parts = [_UNKNOWN] if _is_unknown(label) else [word for word in words if word]
             count, place = sum(map(len, parts)), 0
             length = stretch.end - stretch.start
             edges = [stretch.start - origin + length * (index / count) for index in range(count)] if count else []
