@@ -2,8 +2,10 @@
 
     python tests/benchmarks/alignment.py [--clips 60] [--data ../shared/data]
 
-Synthetic: a demo corpus against espeak-ng's own word events, clean and with white noise at 20, 10 and 5 dB. Real: GRID
-and recordings with TextGrids whose makers are unknown, so that a few tens of ms of them are the reference's own.
+Synthetic: sentences by four voices at three speeds and a demo corpus against espeak-ng's own word events, the corpus
+also with white noise at 20, 10 and 5 dB and with 40 s of silence around each clip. Real: GRID and recordings with
+TextGrids whose makers are unknown, so that a few tens of ms of them are the reference's own; and recordings of which
+only the transcript is known, which must not fail and are to have a high confidence.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import json
 import re
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mmfeat.corpus import load
 from mmfeat.demo import make_demo
+from mmfeat.espeak import speak
 from mmfeat.media import open_media
 from mmfeat.track import Waveform, Word
 from mmfeat.words import AlignmentError, find
@@ -65,6 +69,27 @@ def with_noise(waveform: Waveform, decibels: float) -> Waveform:
     return Waveform((waveform.samples + noise).astype(np.float32), waveform.rate)
 
 
+def voices(aligner: object) -> None:
+    """Four voices, slow, normal and fast."""
+    text = "We bought the second camera, and the waiter was very kind. Nobody had told us how lovely the garden is."
+    for rate in (130, 175, 230):
+        found, confidence, cost, seconds = [], [], 0.0, 0.0
+        for voice in ("en-us+f1", "en-us+f4", "en-us+m3", "en-us+m7"):
+            speech = speak(text, voice, rate=rate)
+            samples = np.pad(speech.waveform.samples, round(0.3 * speech.waveform.rate))
+            waveform = Waveform(samples, speech.waveform.rate)
+            began = time.process_time()
+            words = aligner(waveform, text)
+            cost, seconds = cost + time.process_time() - began, seconds + waveform.seconds
+            found.append(errors(words, [(w.start + 0.3, w.end + 0.3, w.text) for w in speech.words]))
+            confidence.append(np.mean([word.confidence for word in words]))
+        line(f"4 voices, {rate} words/minute", np.concatenate(found), float(np.mean(confidence)), cost / seconds)
+
+
+def with_silence(waveform: Waveform) -> Waveform:
+    return Waveform(np.pad(waveform.samples, 40 * waveform.rate), waveform.rate)
+
+
 def demo(aligner: object, clips: int) -> None:
     from sklearn.metrics import roc_auc_score
 
@@ -72,10 +97,12 @@ def demo(aligner: object, clips: int) -> None:
         made = make_demo(Path(folder) / "demo", clips=clips, seed=1)
         truth = json.loads((made.truth / "true_words.json").read_text("utf-8"))
         corpus = [(clip, sound(clip.path)) for clip in load(made.folder).clips]
-    for name, decibels in (("demo, clean", None), ("demo, 20 dB", 20), ("demo, 10 dB", 10), ("demo, 5 dB", 5)):
+    alike = {f"demo, {decibels} dB": partial(with_noise, decibels=decibels) for decibels in (20, 10, 5)}
+    for name, spoil in ({"demo, clean": lambda heard: heard} | alike | {"demo, 40 s of silence": with_silence}).items():
         found, right, wrong, failed, cost, seconds = [], [], [], 0, 0.0, 0.0
+        before = 40.0 * (spoil is with_silence)
         for index, (clip, waveform) in enumerate(corpus):
-            heard = waveform if decibels is None else with_noise(waveform, decibels)
+            heard = spoil(waveform)
             began = time.process_time()
             try:
                 words = aligner(heard, clip.text)
@@ -83,8 +110,9 @@ def demo(aligner: object, clips: int) -> None:
                 failed += 1
                 print(f"  {clip.id}: {error}")
                 continue
-            cost, seconds = cost + time.process_time() - began, seconds + waveform.seconds
-            found.append(errors(words, [(w["start"], w["end"], w["word"]) for w in truth[clip.id]]))
+            cost, seconds = cost + time.process_time() - began, seconds + heard.seconds
+            times = [(w["start"] + before, w["end"] + before, w["word"]) for w in truth[clip.id]]
+            found.append(errors(words, times))
             right.append(np.mean([word.confidence for word in words]))
             other = corpus[(index + len(corpus) // 2) % len(corpus)][0].text
             try:
@@ -120,6 +148,37 @@ def recordings(aligner: object, data: Path) -> None:
         line(name, errors(found, words), float(np.mean([word.confidence for word in found])), cost)
 
 
+def transcripts_only(aligner: object, data: Path) -> None:
+    """Recordings without word times: none may fail."""
+    folder = data / "alignment"
+    known = {
+        "lucier": (sound(folder / "lucier.mp3"), (folder / "lucier.txt").read_text("utf-8")),
+        "61-70968-0000": (sound(folder / "61-70968-0000.flac"), (folder / "61-70968-0000.lab").read_text("utf-8")),
+        "goforward": (
+            Waveform(np.fromfile(folder / "goforward.raw", "<i2").astype(np.float32) / 32768, 16000),
+            "go forward ten meters",
+        ),
+        "jfk": (
+            sound(data / "audio/jfk.flac"),
+            "And so my fellow Americans, ask not what your country can do for you, "
+            "ask what you can do for your country.",
+        ),
+    }
+    for clip in load(data / "grid").clips:
+        known[f"grid {clip.video_id}"] = sound(clip.path), clip.text
+    for name, (waveform, text) in known.items():
+        began = time.process_time()
+        try:
+            words = aligner(waveform, text)
+        except AlignmentError as error:
+            print(f"{name:28} FAILED: {error}")
+            continue
+        cost = (time.process_time() - began) / waveform.seconds
+        confidence = np.mean([word.confidence for word in words])
+        about = f"words {len(words):4}  {waveform.seconds:5.1f} s  confidence {confidence:.2f}  CPU {cost:.3f} s/s"
+        print(f"{name:28} {about}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=60)
@@ -129,8 +188,10 @@ def main() -> None:
     aligner = entry.make(entry.config())
     if arguments.data.is_dir():
         recordings(aligner, arguments.data)
+        transcripts_only(aligner, arguments.data)
     else:
         print(f"no recordings at {arguments.data}: only the demo corpus is measured")
+    voices(aligner)
     demo(aligner, arguments.clips)
 
 
