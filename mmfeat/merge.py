@@ -110,10 +110,21 @@ def _same_kind(first: FeatureFile, other: FeatureFile) -> None:
             f"{first.path} is {_form(first)}, {other.path} is {_form(other)}: the steps of one are wordpieces, "
             "those of the other are times, and a file holds one kind; extract both with --aligned, or both without"
         )
+    if _pooled(first) != _pooled(other):
+        raise MergeError(
+            f"{first.path} and {other.path} differ in how rows are made (grid_hz, pooling): "
+            f"{_pooled(first)} and {_pooled(other)}; extract both in the same way"
+        )
     for key in ("language", "class_names"):
         a, b = first.attrs[key], other.attrs[key]
         if a != b and _UNKNOWN not in (a, b):
             raise MergeError(f"{first.path} and {other.path} differ in {key}: {a} and {b}")
+
+
+def _pooled(file: FeatureFile) -> tuple[float | None, str]:
+    """Ticks per second of the clock that rows are on, and how frames were pooled into rows, where they were."""
+    clock = None if file.aligned else file.recipe.get("grid_hz")
+    return clock, file.recipe.get("pooling", "mean") if file.aligned or clock else ""
 
 
 def _form(file: FeatureFile) -> str:

@@ -278,3 +278,10 @@ def test_the_command(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> No
     fewer = write_features(a.with_name("fewer.h5"), IDS | {"train": IDS["train"][1:]}, fingerprints=OTHER)
     assert main(["merge", str(a), str(fewer), "-o", str(out), "--take", f"audio={fewer}", "--intersect"]) == 0
     assert "1 clip left out, not in every file: film0$_$0" in capsys.readouterr().out
+
+
+def test_rows_of_one_clock_and_rows_per_frame_do_not_mix(a: Path, b: Path) -> None:
+    with h5py.File(b, "a") as file:
+        file.attrs["recipe"] = json.dumps(json.loads(file.attrs["recipe"]) | {"grid_hz": 10.0, "pooling": "mean"})
+    with pytest.raises(MergeError, match=r"differ in how rows are made.*10\.0, 'mean'"):
+        merge([a, b], a.with_name("out.h5"), {"audio": b})
