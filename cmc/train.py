@@ -30,7 +30,7 @@ from cmc.rows import Stream, blocks
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from cmc.training import Report, class_weights, seed_everything, silent
 from cmc.unimodal import Unimodal
-from mmfeat.layout import TIMED, FeatureFile
+from mmfeat.layout import LABELS, MODALITIES, TIMED, FeatureFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +84,14 @@ def _about(file: FeatureFile) -> dict[str, Any]:
 
 
 def content_digest(file: FeatureFile) -> str:
-    """sha256 over the ids and labels-free arrays of training and validation: tells two feature files apart."""
+    """sha256 over all that training reads of the training and validation split: tells two feature files apart."""
     digest = hashlib.sha256()
     for split in ("train", "valid"):
         digest.update("\n".join(file.read(split, "id")).encode())
-        for key in ("text_bert", "audio", "vision", "regression_labels", "classification_labels"):
+        for key in ("text_bert", *MODALITIES, *(f"{modality}_mask" for modality in TIMED), *LABELS):
+            if (split, key) not in file:
+                continue
+            digest.update(key.encode())
             for block in blocks(file, split, key):
                 digest.update(block.tobytes())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from cmc.data import DataError, Split, load, open_features, shorten, task_of, text_mask
 from cmc.planted import Plan, plant
+from cmc.train import content_digest
 from mmfeat.layout import FeatureFile
 
 CLIPS = {"train": 12, "valid": 6, "test": 6}
@@ -174,3 +175,22 @@ def test_long_clips_are_averaged_in_windows_of_their_own() -> None:
     longer = replace(split, inputs={m: functional.pad(x, (0, 0, 0, 7)) for m in ("audio", "vision")})
     longer = replace(longer, masks={**split.masks, "audio": functional.pad(mask, (0, 7))})
     assert torch.equal(shorten(longer, 4).inputs["audio"], short.inputs["audio"]), "padding changes nothing"
+
+
+@pytest.mark.parametrize("key", ["text", "vision_mask", "regression_labels", "regression_labels_T"])
+def test_whatever_training_reads_tells_two_files_apart_and_the_test_split_does_not(tmp_path, key):
+    path = tmp_path / "planted.h5"
+    plant(path, Plan({"train": 6, "valid": 4, "test": 4}, annotated=True))
+
+    def digest() -> str:
+        with FeatureFile(path) as file:
+            return content_digest(file)
+
+    before = digest()
+    with h5py.File(path, "r+") as file:
+        file["test"][key][0] = file["test"][key][1]
+        file["test"][key][1] = 0
+    assert digest() == before
+    with h5py.File(path, "r+") as file:
+        file["valid"][key][0] = np.logical_not(file["valid"][key][0])
+    assert digest() != before
