@@ -17,7 +17,7 @@ from mmfeat.align import grid_steps
 from mmfeat.clip import FAILED, features, summary
 from mmfeat.corpus import Clip, Corpus
 from mmfeat.extractors import TextConfig
-from mmfeat.files import atomic
+from mmfeat.files import Target, atomic, clear_leftovers
 from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
 from mmfeat.recipe import Recipe
@@ -89,7 +89,8 @@ def pack(
     lengths = {"text": pieces} | {
         modality: pieces if aligned else survey.padded(modality, recipe.padding) for modality in layout.TIMED
     }
-    with atomic(out) as temporary, h5py.File(temporary, "w") as file:
+    clear_leftovers(out)  # as large as the whole file
+    with atomic(out) as temporary, Target(temporary) as target, h5py.File(target, "w") as file:
         layout.write_head(
             file,
             aligned=aligned,
@@ -102,10 +103,18 @@ def pack(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         shapes = {modality: (lengths[modality], survey.columns[modality]) for modality in lengths}
-        truncated = _fill(file, survey.usable, corpus.class_names, reader, shapes, report or (lambda done, total: None))
+        say = report or (lambda done, total: None)
+
+        def step(done: int, total: int) -> None:
+            target.check()
+            say(done, total)
+
+        truncated = _fill(file, survey.usable, corpus.class_names, reader, shapes, step)
         truncated["text"] = sum("cut_text" in clip.status.split("+") for clip in survey.clips)
         layout.write_clips(file, survey.clips)
         file.attrs["truncated"] = layout.canonical_json(truncated)
+        file.close()
+        target.check()
     return PackReport(out, survey.clips, truncated)
 
 

@@ -24,7 +24,11 @@ class Journal:
 
     def __init__(self, workdir: Path, echo: TextIO | None = None):
         workdir.mkdir(parents=True, exist_ok=True)
-        self._file = (workdir / NAME).open("a", encoding="utf-8")
+        path = workdir / NAME
+        torn = _is_torn(path)
+        self._file = path.open("a", encoding="utf-8")
+        if torn:
+            self._file.write("\n")  # or our first line would be part of one that a crash has cut short
         self._echo = echo
 
     def __enter__(self) -> Self:
@@ -40,6 +44,15 @@ class Journal:
         line = json.dumps({"event": event, "time": round(time.time(), 3)} | values, ensure_ascii=False)
         for stream in filter(None, (self._file, self._echo)):
             print(line, file=stream, flush=True)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line has no end."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 @dataclass

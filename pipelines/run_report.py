@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfeat.clip import FAILED
-from mmfeat.files import atomic
+from mmfeat.files import atomic, clear_leftovers
 from mmfeat.layout import ClipStatus, FeatureFile
 from mmfeat.media import MediaError, open_media
 from mmfeat.recipe import Recipe
@@ -71,6 +71,7 @@ def write_report(corpus: Corpus, recipe: Recipe, features: Path, workdir: Path, 
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(corpus.root.name)}: mmfeat</title>"
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style><body>{''.join(body)}</body></html>"
     )
+    clear_leftovers(out)
     with atomic(out) as path:
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return out
