@@ -19,7 +19,7 @@ any label: small networks fit clean patterns first and memorise wrong labels lat
 mode, once at the end of each epoch, trains the heads with dropout and weight decay, and leaves the states alone for
 the first `label_warmup` epochs, in which p is still close to uniform.
 
-**What it gives.** On data with known unimodal labels, `cmc ablate` says how many of them are found; docs/cmc.md has the table.
+**What it gives.** `cmc ablate` says how many planted unimodal labels are found; docs/cmc.md has the table.
 """
 
 from __future__ import annotations
