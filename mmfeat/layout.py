@@ -272,4 +272,7 @@ def write_train_stats(file: h5py.File, modality: str, mean: NDArray[np.float32],
 
 def canonical_json(value: Any) -> str:
     """The same value always gives the same text: sorted keys, no blanks. What fingerprints are made from."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _canonical.encode(value)
+
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -75,11 +76,8 @@ def pack(
     """
     if aligned and not recipe.words:
         raise NothingUsableError(f"recipe {recipe.name!r} finds no words, so nothing can be aligned to them")
-    fingerprints = recipe.fingerprints()
-    reader = _Reader(recipe, store, fingerprints, aligned, keep_damaged)
-    survey = _Survey()
-    for clip in map(recipe.locate, corpus.clips):
-        survey.look(clip, *reader.status(clip), recipe.grid_hz)
+    reader = _Reader(recipe, store, recipe.fingerprints(), aligned, keep_damaged)
+    survey = _survey(corpus, recipe, reader)
     if not survey.usable:
         raise NothingUsableError(f"none of {len(corpus.clips)} clips gave features, so {out} is not written")
 
@@ -116,6 +114,13 @@ def pack(
         file.close()
         target.check()
     return PackReport(out, survey.clips, truncated)
+
+
+def _survey(corpus: Corpus, recipe: Recipe, reader: _Reader) -> _Survey:
+    survey = _Survey()
+    for clip in map(recipe.locate, corpus.clips):
+        survey.look(clip, *reader.status(clip), recipe.grid_hz)
+    return survey
 
 
 class _Survey:
@@ -157,11 +162,11 @@ class _Reader:
     def __init__(
         self, recipe: Recipe, store: Store, fingerprints: Mapping[str, str], aligned: bool, keep_damaged: bool
     ):
-        self._recipe, self._parts, self._store, self._fingerprints = recipe, recipe.parts(), store, fingerprints
+        self._recipe, self._store, self._fingerprints = recipe, store, fingerprints
         self._aligned, self._keep_damaged = aligned, keep_damaged
 
     def _shards(self, clip: Clip, arrays: bool) -> dict[str, Shard]:
-        return {part: self._store.read(clip, part, self._fingerprints[part], arrays) for part in self._parts}
+        return self._store.read_all(clip, self._fingerprints, arrays)
 
     def status(self, clip: Clip) -> tuple[ClipStatus, Mapping[str, Shard]]:
         """What became of a clip, and what its shards say of themselves, without their arrays."""
@@ -200,56 +205,90 @@ def _fill(
         group = layout.create_split(file, split, len(members), shapes)
         if class_names:
             layout.create_unimodal_classes(group)
-        words: list[tuple[int, str, float, float, float, int, int]] = []
+        rows_of = _Rows(group)
         for row, clip in enumerate(members):
             rows, found = reader.rows(clip)
-            _write_labels(group, row, clip, class_names)
-            _write_text(group, row, rows, shapes["text"][0])
+            _write_labels(rows_of, row, clip, class_names)
+            _write_text(rows_of, row, rows, shapes["text"][0])
             for modality in layout.TIMED:
-                kept = _write_track(group, row, modality, rows, shapes[modality][0])
+                kept = _write_track(rows_of, row, modality, rows, shapes[modality][0])
                 truncated[modality] += len(rows[modality]) > kept
                 if split == "train":
                     moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
-            words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in found]
+            rows_of.words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in found]
             done += 1
             report(done, len(clips))
-        layout.write_words(group, words)
+        rows_of.finish()
     for modality, seen in moments.items():
         layout.write_train_stats(file, modality, *seen.result(shapes[modality][1]))
     return truncated
 
 
-def _write_labels(group: h5py.Group, row: int, clip: Clip, class_names: Sequence[str]) -> None:
+class _Rows:
+    """The datasets of one split, written row by row.
+
+    Where a row is a chunk it goes to the file as it is, at a tenth of the cost of `dataset[row] = values`. What is one
+    value per clip is kept until the end.
+    """
+
+    def __init__(self, group: h5py.Group):
+        self._group = group
+        datasets = dict(group.items())
+        self._chunks = {key: (d.id, d.shape[1:], d.dtype) for key, d in datasets.items() if d.chunks}
+        self._values: dict[str, Any] = {
+            key: [""] * len(d) if key in layout.STRINGS else d[:] for key, d in datasets.items() if d.ndim == 1
+        }
+        self.words: list[tuple[int, str, float, float, float, int, int]] = []
+
+    def put(self, key: str, row: int, value: str | float) -> None:
+        self._values[key][row] = value
+
+    def put_steps(self, key: str, row: int, values: NDArray) -> None:
+        """Values of fewer steps than there is room for; steps are the first axis, in `text_bert` the last."""
+        if key not in self._chunks:
+            return  # no columns, so nothing to write
+        dataset, shape, dtype = self._chunks[key]
+        chunk = np.zeros(shape, dtype)
+        chunk[tuple(map(slice, values.shape))] = values
+        dataset.write_direct_chunk((row, *(0 for _ in shape)), chunk)
+
+    def finish(self) -> None:
+        for key, values in self._values.items():
+            self._group[key][:] = values
+        layout.write_words(self._group, self.words)
+
+
+def _write_labels(rows: _Rows, row: int, clip: Clip, class_names: Sequence[str]) -> None:
     for key, text in (("id", clip.id), ("raw_text", clip.text), ("annotations", clip.annotation)):
-        group[key][row] = text.replace("\0", "")  # HDF5 strings end at a NUL
+        rows.put(key, row, text.replace("\0", ""))  # HDF5 strings end at a NUL
     if class_names:
         for column, key in _CLASS_COLUMNS.items():
             if column in clip.classes:
-                group[key][row] = class_names.index(clip.classes[column])
+                rows.put(key, row, class_names.index(clip.classes[column]))
         return
-    group[layout.REGRESSION][row] = clip.label
-    group["classification_labels"][row] = layout.polarity(np.array([clip.label]))[0]
+    rows.put(layout.REGRESSION, row, clip.label)
+    rows.put("classification_labels", row, layout.polarity(np.array([clip.label]))[0])
     for key, label in zip(layout.UNIMODAL.values(), (clip.label_T, clip.label_A, clip.label_V), strict=True):
-        group[key][row] = label
+        rows.put(key, row, label)
 
 
-def _write_text(group: h5py.Group, row: int, rows: Mapping[str, NDArray], length: int) -> None:
+def _write_text(target: _Rows, row: int, rows: Mapping[str, NDArray], length: int) -> None:
     """The extractor has cut the transcript to `length` with `[SEP]` kept, so that these vectors are exactly what the
     encoder gives for these ids."""
     pieces = rows["text_bert"].shape[1]
     if pieces > length:
         raise ValueError(f"{pieces} wordpieces do not fit into {length}")
-    group["text_bert"][row, :, :pieces] = rows["text_bert"]
-    group["text"][row, :pieces] = rows["text"]
-    group["text_lengths"][row] = pieces
+    target.put_steps("text_bert", row, rows["text_bert"])
+    target.put_steps("text", row, rows["text"])
+    target.put("text_lengths", row, pieces)
 
 
-def _write_track(group: h5py.Group, row: int, modality: str, rows: Mapping[str, NDArray], length: int) -> int:
+def _write_track(target: _Rows, row: int, modality: str, rows: Mapping[str, NDArray], length: int) -> int:
     kept = min(len(rows[modality]), length)
-    group[f"{modality}_lengths"][row] = kept
+    target.put(f"{modality}_lengths", row, kept)
     if kept:
         for key in (modality, f"{modality}_mask", f"{modality}_times"):
-            group[key][row, :kept] = rows[key][:kept]
+            target.put_steps(key, row, rows[key][:kept])
     return kept
 
 

@@ -1,0 +1,324 @@
+"""What the machinery around the models costs, with few clips and with very many. Each part prints ratios from one run.
+
+    python -m tests.benchmarks.scale overhead      # CPU per clip of submission, shards, bookkeeping, journal
+    python -m tests.benchmarks.scale speedup       # two workers against one, real models
+    python -m tests.benchmarks.scale busy          # 64 workers of sleeping clips
+    python -m tests.benchmarks.scale memory        # client and packer with 1 000 and 100 000 clips
+    python -m tests.benchmarks.scale resume        # 100 000 finished clips
+    python -m tests.benchmarks.scale packing       # against plain sequential writing
+    python -m tests.benchmarks.scale table         # a label.csv of a million rows
+
+Synthetic shards lie in a folder that goes at the end; `--folder` says on which disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from mmfeat import corpus as corpora
+from mmfeat.clip import ClipReport
+from mmfeat.corpus import Corpus
+from mmfeat.pack import pack
+from mmfeat.recipe import Recipe, load_recipe
+from mmfeat.shards import Shard, Store
+from mmfeat.track import Word
+from pipelines import schedule
+from pipelines.extract import Job, extract_corpus, jobs
+from pipelines.journal import Journal
+from pipelines.limits import watched
+from tests.benchmarks.tiny import write_recipe
+
+LINKS = 10_000
+"""Names that one file on disk gets; a file system allows some 65 000."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one clip's shards."""
+
+    vision: tuple[int, int]
+    audio: tuple[int, int]
+    text: tuple[int, int]
+
+
+TINY = Shape((4, 24), (8, 24), (8, 24))
+REAL = Shape((100, 709), (260, 33), (16, 384))
+"""Four seconds with the default recipe."""
+
+
+def shards(shape: Shape, rng: np.random.Generator) -> dict[str, Shard]:
+    """One clip's results, of noise."""
+    made = {}
+    for part in ("vision", "audio"):
+        steps, columns = getattr(shape, part)
+        starts = np.arange(steps) / steps
+        arrays = {
+            "times": np.stack([starts, starts + 1 / steps], axis=1),
+            "values": rng.standard_normal((steps, columns), np.float32),
+            "valid": np.ones(steps, bool),
+        }
+        names = [f"{part}_{k}" for k in range(columns)]
+        made[part] = Shard("ok", seconds=4.0, arrays=arrays, details={"steps": steps, "names": names})
+    steps, columns = shape.text
+    arrays = {
+        "ids": np.arange(steps, dtype=np.int32),
+        "segments": np.zeros(steps, np.int32),
+        "spans": np.zeros((steps, 2), np.int32),
+        "values": rng.standard_normal((steps, columns), np.float32),
+    }
+    made["text"] = Shard("ok", arrays=arrays, details={"steps": steps, "columns": columns})
+    words = [asdict(Word(f"word{k}", k / 10, k / 10 + 0.1, 1.0, (6 * k, 6 * k + 5))) for k in range(shape.text[0] - 2)]
+    made["words"] = Shard("ok", seconds=4.0, details={"words": words})
+    return made
+
+
+def make_corpus(root: Path, clips: int) -> Corpus:
+    """Rows of label.csv with a file each that nobody decodes: many names of few files."""
+    sentence = "what a lovely day to be out and about in the sun"
+    rows = ["video_id,clip_id,text,label,mode"]
+    for number in range(clips):
+        path = root / "Raw" / f"video{number // 100}" / f"{number}.mp4"
+        if number % 100 == 0:
+            path.parent.mkdir(parents=True)
+        if number % LINKS == 0:
+            source = path
+            source.write_bytes(b"no film")
+        else:
+            os.link(source, path)
+        rows.append(f"video{number // 100},{number},{sentence} {number},{number % 3 - 1},train")
+    (root / "label.csv").write_text("\n".join(rows))
+    return corpora.load(root)
+
+
+def fill(store: Store, corpus: Corpus, recipe: Recipe, shape: Shape, links: int = LINKS) -> None:
+    """Results for every clip, each file under `links` names."""
+    rng = np.random.default_rng(0)
+    fingerprints = recipe.fingerprints()
+    for number, clip in enumerate(corpus.usable):
+        if number % links == 0:
+            made = shards(shape, rng)
+            sources = {part: store.write(clip, part, fingerprints[part], made[part]) for part in fingerprints}
+            continue
+        for path in store.expected(clip, fingerprints):
+            if path.suffix == ".npz":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.link(sources[path.parts[-3].split("-")[0]], path)
+
+
+def write_only(job: Job) -> ClipReport:
+    """A clip's task without decoding and models: what is left is the machinery."""
+    with watched(job.limits, lambda reason: None):
+        made = shards(TINY, np.random.default_rng(0))
+        for part in job.parts:
+            job.store.write(job.clip, part, job.fingerprints[part], made[part])
+        return ClipReport(job.clip.id, "ok", "", 4.0, job.parts, dict.fromkeys(("decode", *job.parts), 0.1))
+
+
+def sleep_only(job: Job) -> ClipReport:
+    """A clip of 1 to 3 seconds."""
+    seconds = 1 + 2 * (int(job.clip.clip_id) * 0.618034 % 1)
+    time.sleep(seconds)
+    return ClipReport(job.clip.id, "ok", "", seconds, job.parts, {"vision": seconds})
+
+
+def cpu_of_all() -> float:
+    """CPU seconds of this process and its children, those that live included."""
+    mine = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (mine, *mine.children(recursive=True)))
+
+
+def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
+    """CPU of client, scheduler and one worker per clip. The first clips, which import things, do not count."""
+    corpus = make_corpus(folder / "corpus", clips)
+    marks: list[tuple[int, float]] = []
+
+    def report(done: int, total: int, note: str = "") -> None:
+        if done in (clips // 4, clips):
+            marks.append((done, cpu_of_all()))
+
+    with Journal(folder / "work") as journal:
+        run = extract_corpus(
+            corpus, recipe, folder / "work", workers=1, task=write_only, report=report, journal=journal
+        )
+    (first, before), (last, after) = marks
+    per_clip = (after - before) / (last - first)
+    made = shards(TINY, np.random.default_rng(0))
+    began = time.process_time()
+    for _ in range(200):
+        shards(TINY, np.random.default_rng(0))
+    making = (time.process_time() - began) / 200
+    print(f"machinery: {1000 * (per_clip - making):.2f} ms of CPU per clip of {len(made)} shards ({run.done} clips)")
+
+
+def speedup(folder: Path, recipe: Recipe, clips: int = 48) -> None:
+    """Clips per second with one and with two workers, models loaded; and what two processes give without any
+    scheduling, on this machine and now."""
+    from mmfeat.demo.corpus import make
+
+    raise SystemExit(f"{make}")
+
+
+def busy(folder: Path, recipe: Recipe, clips: int = 1500, workers: int = 64) -> None:
+    """Share of the workers' time in which a clip was worked on, from when all have one to when the last is begun."""
+    from distributed import Client, LocalCluster
+
+    corpus = make_corpus(folder / "corpus", clips)
+    todo = jobs(corpus, recipe, Store(folder / "work"))
+    most = 0
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        scheduler = cluster.scheduler
+        began, slept, done = time.monotonic(), 0.0, 0
+        for outcome in schedule.run_each(client, sleep_only, todo):
+            assert outcome.result is not None
+            most = max(most, len(scheduler.tasks))
+            done += 1
+            slept += outcome.result.seconds
+            if done == clips - 2 * workers:  # from here on some workers have nothing left to do
+                share = slept / (workers * (time.monotonic() - began))
+    print(f"{workers} workers are {share:.1%} busy; the scheduler never held more than {most} of {clips} tasks")
+
+
+@contextmanager
+def peak(say: str) -> Iterator[None]:
+    """Print how far memory rose above what it is now, and the seconds that it took."""
+    before, began = psutil.Process().memory_info().rss, time.monotonic()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again
+    yield
+    status = Path("/proc/self/status").read_text()
+    high = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+    print(f"{say}: {(high - before) / 2**20:.0f} MiB above import, {time.monotonic() - began:.1f} s", flush=True)
+
+
+def memory(folder: Path, recipe: Recipe, clips: tuple[int, ...] = (1000, 100_000), tasks: int = 3000) -> None:
+    """Each in a process of its own."""
+    for count in clips:
+        root = folder / str(count)
+        corpus = make_corpus(root / "corpus", count)
+        fill(Store(root / "work"), corpus, recipe, TINY)
+        del corpus
+        for what in ("client", "packer"):
+            arguments = [f"_{what}", "--folder", str(root), "--clips", str(count), "--tasks", str(tasks)]
+            subprocess.run([sys.executable, "-m", "tests.benchmarks.scale", *arguments], check=True)
+
+
+def _client(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
+    """Extract into an empty work folder; after `tasks` clips, which tell how it grows, it is stopped."""
+    stop = schedule.Stop()
+    grown: list[int] = []
+
+    def report(done: int, total: int, note: str = "") -> None:
+        if done in (tasks // 3, tasks):
+            grown.append(psutil.Process().memory_info().rss)
+        stop.requested = done >= tasks
+
+    import distributed  # noqa: F401
+
+    with peak(f"client, {clips} clips, {min(tasks, clips)} of them done"), Journal(folder / "empty") as journal:
+        corpus = corpora.load(folder / "corpus")
+        extract_corpus(
+            corpus,
+            recipe,
+            folder / "empty",
+            workers=1,
+            task=write_only,
+            stop=stop,
+            report=report,
+            journal=journal,
+        )
+    if len(grown) == 2:
+        rate = (grown[1] - grown[0]) / (tasks - tasks // 3)
+        print(f"    and grows by {rate:.0f} bytes per clip done", flush=True)
+
+
+def _packer(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
+    with peak(f"packer, {clips} clips"):
+        pack(corpora.load(folder / "corpus"), recipe, Store(folder / "work"), folder / "features.h5")
+
+
+def resume(folder: Path, recipe: Recipe, clips: int = 100_000) -> None:
+    """The parts of `mmfeat extract` on a corpus of which everything is done."""
+    corpus, store = make_corpus(folder / "corpus", clips), Store(folder / "work")
+    fill(store, corpus, recipe, TINY)
+    timed("label.csv and Raw/", lambda: corpora.load(folder / "corpus"))
+    timed("what is left to do", lambda: jobs(corpus, recipe, store))
+    from mmfeat.pack import survey
+
+    timed("what became of each", lambda: survey(corpus, recipe, store))
+
+
+def timed(say: str, compute: Callable[[], object]) -> float:
+    began = time.monotonic()
+    compute()
+    seconds = time.monotonic() - began
+    print(f"{say}: {seconds:.1f} s", flush=True)
+    return seconds
+
+
+def packing(folder: Path, recipe: Recipe, clips: int = 1500) -> None:
+    """Both end with the bytes on the disk (fsync). Shards are in the page cache; their lengths differ."""
+    corpus, store = make_corpus(folder / "corpus", clips), Store(folder / "work")
+    fill(store, corpus, recipe, REAL, links=50)
+    out, plain = folder / "features.h5", folder / "plain"
+    ratios = []
+    for _ in range(3):
+        began = time.monotonic()
+        pack(corpus, recipe, store, out)
+        packed = time.monotonic() - began
+        size = out.stat().st_size
+        block = np.random.default_rng(0).bytes(2**20)
+        began = time.monotonic()
+        with plain.open("wb", buffering=0) as file:
+            for _ in range(size >> 20):
+                file.write(block)
+            os.fsync(file.fileno())
+        wrote = time.monotonic() - began
+        plain.unlink()
+        ratios.append(wrote / packed)
+        print(f"{size / 1e6:.0f} MB: packed {size / packed / 1e6:.0f} MB/s, plain {size / wrote / 1e6:.0f} MB/s")
+    print(f"packing runs at {sorted(ratios)[1]:.0%} of plain writing")
+
+
+def table(folder: Path, recipe: Recipe, rows: int = 10**6) -> None:
+    (folder / "Raw" / "v").mkdir(parents=True)
+    lines = (f"v{number // 1000},{number},a few words of text,0.5,train" for number in range(rows))
+    (folder / "label.csv").write_text("\n".join(itertools.chain(["video_id,clip_id,text,label,mode"], lines)))
+    with peak(f"label.csv of {rows} rows"):
+        corpora.load(folder)
+
+
+PARTS = {part.__name__: part for part in (overhead, speedup, busy, memory, resume, packing, table)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, "_client", "_packer"], metavar="|".join(PARTS))
+    parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
+    parser.add_argument("--clips", type=int)
+    parser.add_argument("--tasks", type=int)
+    args = parser.parse_args()
+    size = {key: value for key in ("clips", "tasks") if (value := getattr(args, key)) is not None}
+    if args.part.startswith("_"):
+        return globals()[args.part](args.folder, load_recipe(args.folder.parent / "tiny.yaml"), **size)
+    print(f"load of this machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        PARTS[args.part](Path(name), load_recipe(write_recipe(Path(name) / "tiny.yaml")), **size)
+
+
+if __name__ == "__main__":
+    main()
