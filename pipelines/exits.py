@@ -34,7 +34,7 @@ _EXPECTED = {
     "mmfeat.recipe.RecipeError": Exit.USAGE,
     "mmfeat.registry.MissingBackendError": Exit.USAGE,
     "mmfeat.words.AlignmentError": Exit.NOTHING_USABLE,
-    "pipelines.cluster.SchedulerError": Exit.USAGE,
+    "mmfeat.dask_client.SchedulerError": Exit.USAGE,
     "pipelines.exits.UsageError": Exit.USAGE,
     "pipelines.extract.ExtractionError": Exit.USAGE,
     "mmfeat.shards.ShardError": Exit.USAGE,

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmfeat.dask_client import default_workers
 from mmfeat.registry import MissingBackendError
 from mmfeat.shards import Store
-from pipelines.cluster import connect, default_workers
+from pipelines.cluster import connect
 from pipelines.limits import DEFAULT, Limits, believable_length, watched
 from pipelines.schedule import Outcome, Stop, run_each
 

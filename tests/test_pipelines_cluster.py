@@ -16,9 +16,10 @@ import pytest
 import yaml
 from distributed import Client
 
+from mmfeat.dask_client import SchedulerError
 from mmfeat.shards import Store
 from pipelines.cli import main
-from pipelines.cluster import SchedulerError, jobs
+from pipelines.cluster import jobs
 from tests.test_pipelines_extract import FINGERPRINTS, make_corpus, run
 
 ROOT = Path(__file__).parents[1]

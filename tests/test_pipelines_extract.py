@@ -19,14 +19,14 @@ import pytest
 from distributed import Client
 
 from mmfeat import corpus as corpora
+from mmfeat import dask_client
 from mmfeat.clip import ClipReport
 from mmfeat.corpus import Clip, Corpus
+from mmfeat.dask_client import SchedulerError
 from mmfeat.pack import pack
 from mmfeat.recipe import load_recipe
 from mmfeat.shards import Shard, Store
-from pipelines import cluster
 from pipelines import extract as extraction
-from pipelines.cluster import SchedulerError
 from pipelines.extract import ExtractionError, Job, extract_corpus
 from tests.media_files import tone, write_media
 
@@ -148,7 +148,7 @@ def test_a_scheduler_that_a_user_has_started(tmp_path, monkeypatch):
             process.terminate()
             process.wait(20)
 
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_client, "CONNECT_SECONDS", 1)
     with pytest.raises(SchedulerError, match="no Dask scheduler answers at"):
         run(corpus, tmp_path / "work2", scheduler=address)
 

@@ -10,6 +10,7 @@ _EXPECTED = {
     "cmc.config.UsageError": USAGE,
     "cmc.data.DataError": NOTHING_USABLE,
     "distributed.scheduler.KilledWorker": NOTHING_USABLE,
+    "mmfeat.dask_client.SchedulerError": USAGE,
     "mmfeat.layout.LayoutError": USAGE,
     "mmfeat.media.MediaError": NOTHING_USABLE,
     "mmfeat.mmsa.MMSAError": USAGE,

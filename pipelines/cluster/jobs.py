@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.cluster import SETTINGS, WORKER_ENVIRONMENT, SchedulerError
+from mmfeat.dask_client import SETTINGS, WORKER_ENVIRONMENT, SchedulerError
 
 if TYPE_CHECKING:
     from dask_jobqueue import JobQueueCluster

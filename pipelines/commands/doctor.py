@@ -91,7 +91,7 @@ def _machine() -> Iterator[tuple[str, str]]:
     import psutil
 
     from mmfeat import models
-    from pipelines.cluster import default_workers
+    from mmfeat.dask_client import default_workers
 
     yield "cores that may be used", str(default_workers())
     memory = psutil.virtual_memory()
