@@ -39,6 +39,8 @@ SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # Nobody looks at the stacks that Dask samples a hundred times a second; a millisecond of CPU per clip.
+    "distributed.worker.profile.enabled": False,
 }
 
 CONNECT_SECONDS = 10

@@ -22,9 +22,11 @@ class Moments:
             return
         values = rows.astype(np.float64)
         mean = values.mean(axis=0)
+        values -= mean
         total = self.count + len(values)
         shift = mean - self.mean
-        self.squares = self.squares + ((values - mean) ** 2).sum(axis=0) + shift**2 * (self.count * len(values) / total)
+        squares = np.einsum("ij,ij->j", values, values)  # in one pass, without an array of squares
+        self.squares = self.squares + squares + shift**2 * (self.count * len(values) / total)
         self.mean = self.mean + shift * (len(values) / total)
         self.count = total
 

@@ -234,7 +234,7 @@ class _Rows:
     def __init__(self, group: h5py.Group):
         self._group = group
         datasets = dict(group.items())
-        self._chunks = {key: (d.id, d.shape[1:], d.dtype) for key, d in datasets.items() if d.chunks}
+        self._chunks = {key: (d.id, np.empty(d.shape[1:], d.dtype)) for key, d in datasets.items() if d.chunks}
         self._values: dict[str, Any] = {
             key: [""] * len(d) if key in layout.STRINGS else d[:] for key, d in datasets.items() if d.ndim == 1
         }
@@ -247,10 +247,10 @@ class _Rows:
         """Values of fewer steps than there is room for; steps are the first axis, in `text_bert` the last."""
         if key not in self._chunks:
             return  # no columns, so nothing to write
-        dataset, shape, dtype = self._chunks[key]
-        chunk = np.zeros(shape, dtype)
+        dataset, chunk = self._chunks[key]
+        chunk.fill(0)
         chunk[tuple(map(slice, values.shape))] = values
-        dataset.write_direct_chunk((row, *(0 for _ in shape)), chunk)
+        dataset.write_direct_chunk((row, *(0 for _ in chunk.shape)), chunk)
 
     def finish(self) -> None:
         for key, values in self._values.items():

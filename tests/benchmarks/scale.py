@@ -31,7 +31,7 @@ import psutil
 from mmfeat import corpus as corpora
 from mmfeat.clip import ClipReport
 from mmfeat.corpus import Corpus
-from mmfeat.pack import pack
+from mmfeat.pack import _Reader, _survey, pack
 from mmfeat.recipe import Recipe, load_recipe
 from mmfeat.shards import Shard, Store
 from mmfeat.track import Word
@@ -257,9 +257,8 @@ def resume(folder: Path, recipe: Recipe, clips: int = 100_000) -> None:
     fill(store, corpus, recipe, TINY)
     timed("label.csv and Raw/", lambda: corpora.load(folder / "corpus"))
     timed("what is left to do", lambda: jobs(corpus, recipe, store))
-    from mmfeat.pack import survey
-
-    timed("what became of each", lambda: survey(corpus, recipe, store))
+    reader = _Reader(recipe, store, recipe.fingerprints(), aligned=False, keep_damaged=True)
+    timed("what became of each, before packing", lambda: _survey(corpus, recipe, reader))
 
 
 def timed(say: str, compute: Callable[[], object]) -> float:
