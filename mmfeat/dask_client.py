@@ -5,6 +5,7 @@ What both extraction and tuning need of Dask; which tasks there are is theirs to
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,8 @@ def local(workers: int, environment: Mapping[str, str] | None = None, preload: s
     import dask.config
     from distributed import Client, LocalCluster
 
+    for name in environment or ():
+        os.environ.pop(name, None)  # Dask leaves them here, and would prefer those of the cluster before
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # here; WORKER_ENVIRONMENT does it in the workers
     settings: dict[str, Any] = {

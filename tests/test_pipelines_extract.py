@@ -86,6 +86,7 @@ def reasons(corpus: Corpus, workdir: Path) -> dict[str, str]:
 
 
 def test_a_clip_that_crashes_or_raises_costs_only_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMFEAT_WORKER_LOG", str(tmp_path / "another.log"))
     texts = ["a", "b", "crash", "c", "raise", "d", "e", "f"]
     corpus, workdir = make_corpus(tmp_path / "corpus", *texts), tmp_path / "work"
     seen: list[tuple[int, int, str]] = []
@@ -97,6 +98,7 @@ def test_a_clip_that_crashes_or_raises_costs_only_itself(tmp_path, monkeypatch):
         "raise": "ValueError: a thing that nobody thought of",
     }
     assert result.stages == Counter(decode=3.0, vision=9.0) and result.footage == 12.0
+    # Its own log, also where an earlier cluster of this process had another.
     assert "Segmentation fault" in (workdir / extraction.WORKER_LOG).read_text()
     assert seen[0] == (0, 8, "") and seen[-1][:2] == (8, 8) and "2 failed" in seen[-1][2]
 
