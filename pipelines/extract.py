@@ -34,6 +34,10 @@ WORKER_LOG = "workers.log"
 """In the work folder: what libraries had to say while they worked, and the last words of a worker that crashed."""
 
 
+_REASONS, _REASON = 2, 50
+"""Reasons of failures that progress shows, and characters of each; all are in the journal and in the feature file."""
+
+
 class ExtractionError(RuntimeError):
     """Something that every further clip would fail on: a full disk, a model that a worker lacks."""
 
@@ -68,6 +72,10 @@ class Extraction:
     """Seconds that the run took."""
     stages: Counter[str] = field(default_factory=Counter)
     """Seconds spent in decoding and in each part, summed over workers."""
+    states: Counter[str] = field(default_factory=Counter)
+    """Clips that lack something or were damaged: `no_face`, `no_audio`, …"""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why clips failed."""
     interrupted: bool = False
 
     @property
@@ -76,10 +84,30 @@ class Extraction:
         return self.footage / self.wall if self.wall else 0.0
 
     def note(self, seconds: float) -> str:
-        parts = [f"{self.failed} failed"] if self.failed else []
-        if self.footage and seconds:
+        """The run so far, `seconds` after its start, in one line."""
+        parts = []
+        if seconds:
+            parts.append(f"{self.done / seconds:.1f} clips/s")
             parts.append(f"{self.footage / seconds:.1f}x real time")
+        parts += [f"{count} {state}" for state, count in self.states.most_common()]
+        if self.failed:
+            why = "; ".join(f"{count} {_short(reason)}" for reason, count in self.reasons.most_common(_REASONS))
+            more = "; …" if len(self.reasons) > _REASONS else ""
+            parts.append(f"{self.failed} failed: {why}{more}")
         return ", ".join(parts)
+
+    def count(self, status: str, reason: str) -> None:
+        """A clip is done."""
+        self.done += 1
+        if status == "failed":
+            self.failed += 1
+            self.reasons[reason] += 1
+        else:
+            self.states.update(state for state in status.split("+") if state != "ok")
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= _REASON else f"{reason[: _REASON - 1]}…"
 
 
 def extract_clip(job: Job) -> ClipReport:
@@ -172,11 +200,10 @@ def _account(
     run: Extraction, outcome: Outcome[Job, ClipReport], store: Store, fingerprints: dict[str, str]
 ) -> dict[str, Any]:
     """Count a clip that is done; returns what the journal says of it."""
-    run.done += 1
     if (found := outcome.result) is not None:
+        run.count(found.status, found.reason)
         run.footage += found.seconds
         run.stages.update(found.timings)
-        run.failed += found.status == "failed"
         timings = {kind: round(seconds, 4) for kind, seconds in found.timings.items()}
         return {
             "id": found.id,
@@ -191,5 +218,5 @@ def _account(
     reason = str(outcome.crashed) if outcome.crashed else f"{type(outcome.error).__name__}: {outcome.error}"
     for part in outcome.item.parts:
         store.fail(outcome.item.clip, part, fingerprints[part], reason)
-    run.failed += 1
+    run.count("failed", reason)
     return {"id": outcome.item.clip.id, "status": "failed", "reason": reason, "seconds": 0.0, "timings": {}}

@@ -29,7 +29,8 @@ def progress(label: str, unit: str = "clips", stream: TextIO | None = None) -> I
 
 @contextmanager
 def _bar(label: str, unit: str, stream: TextIO) -> Iterator[Report]:
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -38,6 +39,7 @@ def _bar(label: str, unit: str, stream: TextIO) -> Iterator[Report]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     columns = (
         TextColumn("{task.description}"),
@@ -48,13 +50,15 @@ def _bar(label: str, unit: str, stream: TextIO) -> Iterator[Report]:
         TextColumn("left"),
         # A short window makes the estimate jump: clips differ in length, and workers finish in bursts.
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(file=stream), speed_estimate_period=120) as bars:
-        bar = bars.add_task(label, total=None, note="")
+    console = Console(file=stream)
+    bars = Progress(*columns, console=console, speed_estimate_period=120)
+    bar, said = bars.add_task(label, total=None), Text(style="dim")
+    with Live(Group(bars, said), console=console):
 
         def report(done: int, total: int, note: str = "") -> None:
-            bars.update(bar, completed=done, total=total, note=note)
+            bars.update(bar, completed=done, total=total)
+            said.plain = note
 
         yield report
 

@@ -100,7 +100,8 @@ def test_a_clip_that_crashes_or_raises_costs_only_itself(tmp_path, monkeypatch):
     assert result.stages == Counter(decode=3.0, vision=9.0) and result.footage == 12.0
     # Its own log, also where an earlier cluster of this process had another.
     assert "Segmentation fault" in (workdir / extraction.WORKER_LOG).read_text()
-    assert seen[0] == (0, 8, "") and seen[-1][:2] == (8, 8) and "2 failed" in seen[-1][2]
+    assert seen[0] == (0, 8, "") and seen[-1][:2] == (8, 8) and "2 failed: 1 " in seen[-1][2]
+    assert "clips/s" in seen[-1][2] and "1 crashed the worker process 3 times" in seen[-1][2]
 
     # Now nothing is left, not even what failed: no cluster is started.
     monkeypatch.setattr(extraction, "connect", lambda *args: pytest.fail("a cluster was started"))

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,13 @@ def connect(
     processes here.
 
     What the new processes write to standard error goes to the file `log`: decoders and model runtimes print there as
-    they like, right across the progress bar.
+    they like, right across the progress bar. Where bokeh is installed, the address of Dask's dashboard is said.
 
     Raises SchedulerError.
     """
     with _batch(jobs) if jobs else remote(scheduler) if scheduler else _local(workers, log) as client:
+        if find_spec("bokeh"):  # without it the page is there, and empty
+            print(f"Dask's dashboard: {client.dashboard_link}", file=sys.stderr)
         yield client
 
 
