@@ -256,8 +256,14 @@ def _rows(group: h5py.Group, key: str, clips: int, shape: tuple[int, ...], dtype
 
 
 def write_words(group: h5py.Group, rows: Iterable[tuple[int, str, float, float, float, int, int]]) -> None:
-    """(row in the split, word, start, end, confidence, first and last character) per word."""
-    group.create_dataset("words", data=np.array(list(rows), _words))
+    """(row in the split, word, start, end, confidence, first and last character) per word; a second call adds more."""
+    added = np.array(list(rows), _words)
+    if "words" not in group:
+        group.create_dataset("words", data=added, chunks=(256,), maxshape=(None,))
+        return
+    words = group["words"]
+    words.resize(len(words) + len(added), axis=0)
+    words[len(words) - len(added) :] = added
 
 
 def write_clips(file: h5py.File, clips: Iterable[ClipStatus]) -> None:

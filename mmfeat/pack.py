@@ -29,6 +29,9 @@ PACKAGES = ("mmfeat", "numpy", "torch", "transformers", "librosa", "av", "opencv
 POLARITIES = ("negative", "neutral", "positive")
 _CLASS_COLUMNS = {"label": "classification_labels"} | {f"label_{key[-1]}": key for key in layout.CLASSES.values()}
 
+_WORDS_HELD = 10_000
+"""Words that wait to be written: those of 100 000 clips would be the largest part of memory."""
+
 Report = Callable[[int, int], None]
 """Called with clips done and clips in all."""
 
@@ -215,7 +218,7 @@ def _fill(
                 truncated[modality] += len(rows[modality]) > kept
                 if split == "train":
                     moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
-            rows_of.words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in found]
+            rows_of.put_words(row, found)
             done += 1
             report(done, len(clips))
         rows_of.finish()
@@ -238,7 +241,7 @@ class _Rows:
         self._values: dict[str, Any] = {
             key: [""] * len(d) if key in layout.STRINGS else d[:] for key, d in datasets.items() if d.ndim == 1
         }
-        self.words: list[tuple[int, str, float, float, float, int, int]] = []
+        self._words: list[tuple[int, str, float, float, float, int, int]] = []
 
     def put(self, key: str, row: int, value: str | float) -> None:
         self._values[key][row] = value
@@ -252,10 +255,19 @@ class _Rows:
         chunk[tuple(map(slice, values.shape))] = values
         dataset.write_direct_chunk((row, *(0 for _ in chunk.shape)), chunk)
 
+    def put_words(self, row: int, words: Iterable[Word]) -> None:
+        self._words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in words]
+        if len(self._words) >= _WORDS_HELD:
+            self._write_words()
+
     def finish(self) -> None:
         for key, values in self._values.items():
             self._group[key][:] = values
-        layout.write_words(self._group, self.words)
+        self._write_words()
+
+    def _write_words(self) -> None:
+        layout.write_words(self._group, self._words)
+        self._words = []
 
 
 def _write_labels(rows: _Rows, row: int, clip: Clip, class_names: Sequence[str]) -> None:

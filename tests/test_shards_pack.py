@@ -239,6 +239,17 @@ class TestPack:
             pack(Corpus(tmp_path, [refused], []), recipe, Store(tmp_path), out)
         assert not out.exists()
 
+    def test_words_are_written_in_parts(self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = Store(tmp_path / "work")
+        corpus = self.corpus(tmp_path, store)
+        found = []
+        for held in (1, 3, 1000):
+            monkeypatch.setattr(pack_module, "_WORDS_HELD", held)
+            pack(corpus, recipe, store, tmp_path / "f.h5")
+            with FeatureFile(tmp_path / "f.h5") as file:
+                found.append({split: file.words(split) for split in file.splits})
+        assert found[0] == found[1] == found[2] and all(found[0]["train"])
+
     def test_a_crash_while_packing_leaves_the_old_file(
         self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -163,12 +163,46 @@ def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
     print(f"machinery: {1000 * (per_clip - making):.2f} ms of CPU per clip of {len(made)} shards ({run.done} clips)")
 
 
-def speedup(folder: Path, recipe: Recipe, clips: int = 48) -> None:
-    """Clips per second with one and with two workers, models loaded; and what two processes give without any
-    scheduling, on this machine and now."""
-    from mmfeat.demo.corpus import make
+_BURN = """
+import time
+import numpy as np
+values, end, turns = np.random.rand(2000), time.monotonic() + 4, 0
+while time.monotonic() < end:
+    for _ in range(50):
+        np.sin(values).sum()
+    turns += 1
+print(turns)
+"""
 
-    raise SystemExit(f"{make}")
+
+def speedup(folder: Path, recipe: Recipe, clips: int = 40) -> None:
+    """Clips per second of the default recipe with two workers and with one, once models are loaded; beside it what two
+    processes that share nothing give on this machine at the same time."""
+    from mmfeat.demo.corpus import make_demo
+
+    make_demo(folder / "corpus", clips)
+    rates = {}
+    for workers in (1, 2):
+        ends: list[float] = []
+
+        def report(done: int, total: int, note: str = "", ends: list[float] = ends) -> None:
+            ends.append(time.monotonic())
+
+        extract_corpus(
+            corpora.load(folder / "corpus"),
+            load_recipe("default"),
+            folder / f"{workers}",
+            workers=workers,
+            report=report,
+        )
+        first, last = clips // 4, clips - 1  # models are loaded with the first; at the last, one worker may be idle
+        rates[workers] = (last - first) / (ends[last] - ends[first])
+    burnt = {}
+    for count in (1, 2):
+        started = [subprocess.Popen([sys.executable, "-c", _BURN], stdout=subprocess.PIPE) for _ in range(count)]
+        burnt[count] = sum(int(process.communicate()[0]) for process in started)
+    print(f"two workers: {rates[2] / rates[1]:.2f} times one ({rates[1]:.2f} and {rates[2]:.2f} clips/s);", end=" ")
+    print(f"two processes that only compute: {burnt[2] / burnt[1]:.2f} times one")
 
 
 def busy(folder: Path, recipe: Recipe, clips: int = 1500, workers: int = 64) -> None:
@@ -183,11 +217,10 @@ def busy(folder: Path, recipe: Recipe, clips: int = 1500, workers: int = 64) -> 
         Client(cluster) as client,
     ):
         scheduler = cluster.scheduler
-        began, slept, done = time.monotonic(), 0.0, 0
-        for outcome in schedule.run_each(client, sleep_only, todo):
+        began, slept = time.monotonic(), 0.0
+        for done, outcome in enumerate(schedule.run_each(client, sleep_only, todo), start=1):
             assert outcome.result is not None
             most = max(most, len(scheduler.tasks))
-            done += 1
             slept += outcome.result.seconds
             if done == clips - 2 * workers:  # from here on some workers have nothing left to do
                 share = slept / (workers * (time.monotonic() - began))
