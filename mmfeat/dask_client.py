@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 ALLOWED_FAILURES = 2
 """A task that was running on this many workers when they died may be innocent; on one more, it is given up."""
@@ -45,6 +45,8 @@ SETTINGS = {
 }
 
 CONNECT_SECONDS = 10
+STARTS = 3
+"""Attempts to start the processes of this machine."""
 
 
 class SchedulerError(RuntimeError):
@@ -66,11 +68,13 @@ def local(workers: int, environment: Mapping[str, str] | None = None, preload: s
         workers: processes to start.
         environment: more environment variables of theirs.
         preload: module whose `dask_setup` each process calls when it starts.
+
+    Raises SchedulerError.
     """
     import logging
 
     import dask.config
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     for name in environment or ():
         os.environ.pop(name, None)  # Dask leaves them here, and would prefer those of the cluster before
@@ -85,13 +89,30 @@ def local(workers: int, environment: Mapping[str, str] | None = None, preload: s
     with (
         dask.config.set(settings),
         _interrupts_held_back(),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
-        ) as cluster,
+        _started(workers) as cluster,
         Client(cluster) as client,
         _interrupts_let_through(),
     ):
         yield client
+
+
+def _started(workers: int) -> LocalCluster:
+    """Dask replaces a process that dies, but not one that dies while the first ones start: then all are started again.
+
+    Raises SchedulerError when that happens every time.
+    """
+    from distributed import LocalCluster
+
+    def start() -> LocalCluster:
+        return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0")
+
+    for _ in range(STARTS - 1):
+        with suppress(RuntimeError):
+            return start()
+    try:
+        return start()
+    except RuntimeError as error:
+        raise SchedulerError(f"{workers} worker processes cannot be started: {error}") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmfeat.dask_client import SchedulerError, local
 from mmfeat.files import Target, atomic, clear_leftovers
 from pipelines.journal import NAME, Journal, runs, who
 from tests.benchmarks.kills import Pace, Place, batter, contents, make_corpus, undisturbed
@@ -32,6 +33,26 @@ def test_a_run_that_is_hit_again_and_again_ends_with_the_same_bits(peaceful, tmp
     place, pace = peaceful
     tally = batter(replace(place, folder=tmp_path), place.out, 6, np.random.default_rng(1), pace)
     assert len(tally) == 6 and tally.finished
+
+
+def test_a_worker_that_dies_while_it_starts(tmp_path, monkeypatch):
+    import distributed
+
+    real, attempts = distributed.LocalCluster, list[int]()
+
+    def dies(**options):
+        attempts.append(1)
+        if len(attempts) <= fails:
+            raise RuntimeError("Nanny failed to start.")
+        return real(**options | {"processes": False})
+
+    monkeypatch.setattr(distributed, "LocalCluster", dies)
+    fails = 2
+    with local(1) as client:
+        assert client.submit(sum, [1, 2]).result() == 3 and len(attempts) == 3
+    fails = 99
+    with pytest.raises(SchedulerError, match="worker processes cannot be started: Nanny failed"), local(1):
+        pass
 
 
 FULL = """
