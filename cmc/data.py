@@ -58,7 +58,7 @@ class Batch:
     def present(self, modality: str) -> Tensor:
         """Shape (B,) bool: whether the clip has anything of this modality."""
         mask = self.masks[modality]
-        return torch.ones(len(self.index), dtype=torch.bool) if mask is None else mask.any(1)
+        return torch.ones_like(self.index, dtype=torch.bool) if mask is None else mask.any(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +87,21 @@ class Split:
 
     def present(self, modality: str) -> Tensor:
         mask = self.masks[modality]
-        return torch.ones(len(self), dtype=torch.bool) if mask is None else mask.any(1)
+        return self.tokens.new_ones(len(self), dtype=torch.bool) if mask is None else mask.any(1)
+
+    def to(self, device: torch.device) -> Split:
+        """The split on another device; what is streamed stays in the file, and goes there batch by batch."""
+        return Split(
+            self.ids,
+            {m: values.to(device) if isinstance(values, Tensor) else values for m, values in self.inputs.items()},
+            {m: None if mask is None else mask.to(device) for m, mask in self.masks.items()},
+            self.tokens.to(device),
+            None if self.labels is None else {key: values.to(device) for key, values in self.labels.items()},
+        )
 
     def batch(self, index: Tensor) -> Batch:
         """The clips of rows `index`, each modality trimmed to its last step that any of them has."""
+        rows_in_file, index = index, index.to(self.tokens.device)
         inputs: dict[str, Tensor] = {}
         masks: dict[str, Tensor | None] = {}
         longest: dict[str, int] = {}
@@ -104,7 +115,9 @@ class Split:
             else:
                 masks[modality] = None
             if modality in self.inputs:
-                inputs[modality] = self.inputs[modality][index, : longest.get(modality)]
+                values, kept = self.inputs[modality], slice(longest.get(modality))
+                there = values[index, kept] if isinstance(values, Tensor) else values[rows_in_file.cpu(), kept]
+                inputs[modality] = there.to(index.device)
         return Batch(index, inputs, masks, self.tokens[index, :, : longest.get("text")])
 
     def batches(self, size: int, generator: torch.Generator | None = None, by_length: bool = False) -> Iterator[Batch]:
@@ -116,7 +129,7 @@ class Split:
         """
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
         if by_length:
-            lengths = self.tokens[:, 1].sum(1)
+            lengths = self.tokens[:, 1].sum(1).cpu()
             windows = order.split(size * _WINDOW)
             order = torch.cat([window[lengths[window].argsort(stable=True)] for window in windows])
         batches = order.split(size)

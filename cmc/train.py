@@ -28,7 +28,7 @@ from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import pretrain
 from cmc.rows import Stream, blocks
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
-from cmc.training import Report, class_weights, seed_everything, silent
+from cmc.training import Report, class_weights, find_device, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import LABELS, MODALITIES, TIMED, FeatureFile
 
@@ -46,6 +46,8 @@ class Material:
     """Name of the text encoder that is to be finetuned; None: the text arrays are used as they are."""
     values: NDArray[np.float32] | None
     """The training clips' labels (N,) as numbers; None for named classes."""
+    device: str = "cpu"
+    """Where to train on it."""
 
 
 def open_material(path: Path, config: Config, stream: Stream = "auto") -> Material:
@@ -105,22 +107,24 @@ def train(
     resume: bool = False,
     stream: Stream = "auto",
     tensorboard: bool = False,
+    device: str = "cpu",
 ) -> runs.Record:
     """Train on a feature file and write a run folder.
 
     Ctrl-C in either stage writes what there is by then, with status `interrupted`; before the first epoch's end there
     is nothing, and KeyboardInterrupt goes on. With `resume`, training that was interrupted or killed goes on after the
     last epoch that it wrote down (see journal). `stream` says whether arrays stay in the file (see rows), which
-    changes no weight; `tensorboard` writes every epoch's figures for it (see board).
+    changes no weight; `tensorboard` writes every epoch's figures for it (see board); `device` is torch's name of one.
 
     Same file, config, machine and thread count: same weights, bit for bit.
     Raises RunError where an unfinished run cannot go on, saying why.
     """
     started = time.monotonic()
-    material = open_material(path, config, stream)
+    find_device(device, config)
+    material = replace(open_material(path, config, stream), device=device)
     board = Board(folder) if tensorboard else None
     with RunJournal(folder, conditions(material, config), resume, board) as journal:
-        seed_everything(config.seed)
+        seed_everything(config.seed, device)
         result = fit(material, config, report, journal)
         record = replace(result.record, seconds=round(journal.seconds + time.monotonic() - started, 1))
         ids = {"train": material.train.ids, "valid": material.valid.ids}
@@ -138,6 +142,7 @@ def conditions(material: Material, config: Config) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "features": material.features["content"],
+        "device": material.device,
         **{name: versions()[name] for name in packages},
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }
@@ -153,21 +158,24 @@ class Fitted:
 
 
 def fit(material: Material, config: Config, report: Report = silent, journal: Journal | None = None) -> Fitted:
-    """Both stages. Seed before calling."""
-    task, train, valid = material.task, material.train, material.valid
+    """Both stages, on the material's device. Seed before calling."""
+    task, device = material.task, find_device(material.device, config)
+    train, valid = material.train.to(device), material.valid.to(device)
     both_stages = config.labels == "annotated" or not config.calibrated
     encoder = None
     if material.encoder is not None:
         # Reference mode runs a frozen encoder in every batch, dropout and all; calibrated mode reads its cached output.
         encoder = load_encoder(material.encoder, frozen=config.labels != "annotated")
     models = {
-        m: Unimodal(m, material.columns[m], task.classes, config, encoder if m == "text" and both_stages else None)
+        m: Unimodal(m, material.columns[m], task.classes, config, encoder if m == "text" and both_stages else None).to(
+            device
+        )
         for m in config.modalities
     }
     first = pretrain(models, train, valid, config, task, report, journal)
     if encoder is not None:
         encoder.frozen = False
-    model = Multimodal(material.columns, task.classes, config, encoder)
+    model = Multimodal(material.columns, task.classes, config, encoder).to(device)
     transfer(model, first.weights)
     history, epochs = {"pretrain": first.history}, {f"pretrain_{m}": e for m, e in first.best_epoch.items()}
     weights, interrupted = {n: t.detach().clone() for n, t in model.state_dict().items()}, first.interrupted
@@ -177,6 +185,11 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
         weights, interrupted = second.weights, second.interrupted
         history["finetune"], epochs["finetune"] = second.history, second.best_epoch
         model.load_state_dict(weights)
+    # From here on everything is on the CPU, and is evaluated there.
+    loss = Finetuning(model, train, valid, labels, config, task).validate()
+    train, valid, model = material.train, material.valid, model.cpu()
+    weights, states = _on_cpu(weights), {split: _on_cpu(per) for split, per in first.states.items()}
+    unimodal = {m: _on_cpu(state) for m, state in first.weights.items()}
     logits = validation_logits(model, valid, config)
     own = train.label("M").numpy()
     record = runs.Record(
@@ -189,15 +202,19 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
         majority=torch.bincount(train.label("M"), minlength=task.classes).tolist(),
         class_weights=weight.tolist() if (weight := class_weights(train, config, task)) is not None else None,
         status="interrupted" if interrupted else "finished",
-        validation={"loss": Finetuning(model, train, valid, labels, config, task).validate()}
+        validation={"loss": loss}
         | class_metrics(valid.label("M").numpy(), logits, config.polarity if task.is_polarity else None),
         calibration=calibrate(logits, valid.label("M").numpy(), own, material.values),
-        relabelled=_relabelled(train, first.states["train"], task) if config.labels == "pseudo" else {},
+        relabelled=_relabelled(train, states["train"], task) if config.labels == "pseudo" else {},
         best_epochs=epochs,
         history=history,
-        versions=versions(),
+        versions=versions() | {"device": material.device},
     )
-    return Fitted(model, weights, first.weights, first.states, record)
+    return Fitted(model, weights, unimodal, states, record)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmc.config import Config
+from cmc.config import Config, UsageError
 from cmc.data import Batch, Split, Task
 from cmc.losses import balanced_weights, contrast_groups, supcon, supcon_published
 
@@ -26,12 +27,26 @@ def silent(stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) ->
     """Reports nothing."""
 
 
-def seed_everything(seed: int) -> None:
-    """Same seed, same machine, same number of threads: same weights, bit for bit."""
+def find_device(name: str, config: Config) -> torch.device:
+    """The device to train on: `cpu`, `cuda`, `cuda:1`, … Raises UsageError where it is not there, or cannot do bf16."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).partition("\n")[0]
+        raise UsageError(f"there is no device {name!r} here: {said}") from None
+    if config.precision == "bf16" and device.type == "cpu":
+        raise UsageError("--precision bf16 is for --device cuda: on a CPU it is slower than float32")
+    return device
+
+
+def seed_everything(seed: int, device: str = "cpu") -> None:
+    """Same seed, same machine, same number of threads: same weights, bit for bit; on a GPU as far as its kernels go."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
     # It only helps to find reads of memory that nobody wrote, at the cost of writing all of it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -74,6 +74,7 @@ class Branch(nn.Module):
         super().__init__()
         self.modality = modality
         self.text_model = text_model
+        self.bf16 = config.precision == "bf16"
         self.norm = None if modality == "text" else RowNorm(columns)
         self.proj = nn.Conv1d(columns, config.width, 1, bias=False)
         layer = nn.TransformerEncoderLayer(
@@ -85,6 +86,11 @@ class Branch(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, batch: Batch) -> Tensor:
+        """h of shape (B, d), float32."""
+        with torch.autocast(batch.index.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._forward(batch).float()
+
+    def _forward(self, batch: Batch) -> Tensor:
         x = self.text_model(batch.tokens) if self.text_model is not None else batch.inputs[self.modality]
         mask = batch.masks[self.modality]
         if mask is not None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ FILES = ("model.safetensors", "unimodal.safetensors", "pseudo_labels.npz")
 # that is being written is cut in half by the kill.
 KILLER = """
 import os, signal, sys
+import zipfile
 from pathlib import Path
 import torch
 import torch._inductor  # a second that every child would take
@@ -287,8 +289,11 @@ def test_a_damaged_state_is_named(
     if size >= 0:
         os.truncate(path, size)
     else:
+        with zipfile.ZipFile(path) as members:
+            largest = max(members.infolist(), key=lambda member: member.file_size)
         content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
+        name, extra = struct.unpack("<HH", content[largest.header_offset + 26 : largest.header_offset + 30])
+        content[largest.header_offset + 30 + name + extra + largest.file_size // 2] ^= 1  # not in the padding between
         path.write_bytes(content)
     command = ["train", str(features), "-o", str(unfinished), *FROZEN, "--resume"]
     assert main(command) == 2

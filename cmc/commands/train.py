@@ -41,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="read rows batch by batch instead of all at once; auto: where a split takes more than a quarter of the "
         "memory there is (auto); the weights are the same",
     )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="where to train: cpu, cuda, cuda:1 (cpu)")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs with seeds SEED, SEED+1, …")
     add_threads(parser)
 
@@ -69,7 +70,16 @@ def run(args: argparse.Namespace) -> int:
             from cmc.train import train
 
             with progress(label) as report:
-                done = train(args.features, args.out / name, wanted, report, args.resume, args.stream, args.tensorboard)
+                done = train(
+                    args.features,
+                    args.out / name,
+                    wanted,
+                    report,
+                    args.resume,
+                    args.stream,
+                    args.tensorboard,
+                    args.device,
+                )
             if done.streamed:
                 print(f"{label}read {args.features} batch by batch (--stream {args.stream})", file=sys.stderr)
         else:
