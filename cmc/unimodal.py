@@ -86,8 +86,10 @@ class Branch(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, batch: Batch) -> Tensor:
-        """h of shape (B, d), float32."""
-        with torch.autocast(batch.index.device.type, torch.bfloat16, enabled=self.bf16):
+        """h of shape (B, d)."""
+        if not self.bf16 or batch.index.device.type == "cpu":
+            return self._forward(batch)
+        with torch.autocast(batch.index.device.type, torch.bfloat16):
             return self._forward(batch).float()
 
     def _forward(self, batch: Batch) -> Tensor:
@@ -119,7 +121,7 @@ class Branch(nn.Module):
             (encode(self.encoder, padded, there) * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
             for padded, there in buckets(rows, lengths[order])
         ]
-        return h.index_copy(0, order, functional.normalize(torch.cat(means), dim=1))
+        return h.index_copy(0, order, functional.normalize(torch.cat(means), dim=1).to(h.dtype))
 
 
 def buckets(rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -34,6 +34,9 @@ TASK = Task(("negative", "neutral", "positive"), True)
 ROUNDING = 1e-6
 SHORT = {"text": "t", "audio": "a", "vision": "v"}
 
+if not FILES and "MMFEAT_GOLDEN" in os.environ:
+    raise FileNotFoundError(f"no file matches MMFEAT_GOLDEN={PATTERN!r}")
+
 pytestmark = pytest.mark.parametrize(
     "golden",
     FILES or [pytest.param("", marks=pytest.mark.skip(reason=f"no recorded reference values match {PATTERN}"))],
@@ -125,6 +128,7 @@ class Deviations:
     def add(self, quantity: str, ours: Any, theirs: Any) -> None:
         ours, theirs = torch.as_tensor(ours).double(), torch.as_tensor(theirs).double()
         assert ours.shape == theirs.shape, f"{quantity}: {ours.shape} against {theirs.shape}"
+        assert ours.isfinite().all(), f"{quantity}: not finite"
         self.worst[quantity] = max(self.worst.get(quantity, 0.0), float((ours - theirs).abs().max()))
 
     def check(self, bound: float) -> None:
