@@ -173,10 +173,10 @@ def figures(
 def _experts(
     truth: NDArray[np.int64], unimodal: dict[str, NDArray[np.int64]], predictions: Predictions
 ) -> dict[str, dict[str, float | None]]:
-    """Accuracy of each expert on the clips that have its modality."""
+    """Accuracy of each expert on the clips that the router selected it for; of others it says nothing, all zeros."""
     experts: dict[str, dict[str, float | None]] = {}
     for k, (m, logits) in enumerate(predictions.experts.items()):
-        there, own = predictions.present[:, k], unimodal[LETTERS[m]]
+        there, own = predictions.gates[:, k] > 0, unimodal[LETTERS[m]]
         known = there & (own >= 0)
         experts[m] = {
             "clips": int(there.sum()),

@@ -26,14 +26,16 @@ class Prediction:
     label: str
     fused: dict[str, float]
     modalities: dict[str, dict[str, float] | None]
-    """Per modality its expert's probabilities; None where the clip lacks it or the router left it out."""
+    """Per modality its expert's probabilities; None where the clip lacks it or the router did not select it."""
     router: dict[str, float]
-    """Weight of each modality, 0 where it is absent."""
+    """Weight of each modality, 0 where it is absent or not selected."""
     status: str
     """What extraction says of the clip: `ok`, `no_face`, …"""
     reason: str = ""
     temperature: float = 1.0
     """What logits were divided by. It was fitted to the fused ones."""
+    absent: tuple[str, ...] = ()
+    """Modalities that the run uses and the clip lacks."""
     value: float | None = None
     """The label as a number: Σ probability · the class's mean training label; None for named classes."""
 
@@ -88,6 +90,7 @@ def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]]) -
         router=gates,
         status="ok",
         temperature=calibration.temperature,
+        absent=tuple(m for m, there in zip(model.modalities, output.present[0].tolist(), strict=True) if not there),
         value=float(expected_values(fused, calibration.class_values)[0]) if calibration.class_values else None,
     )
 

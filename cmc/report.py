@@ -104,12 +104,12 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
         table.add_row(title, *(number(result[kind][group][name]) for group in result["clips"]))
     console.print(table)
     _show_classes(console, result)
-    experts = Table(title="Experts after fusion")
+    experts = Table(title="Experts after fusion, on the clips they were selected for")
     for column in ("expert", "clips", "Acc, clip's label", "Acc, own label", "router weight"):
         experts.add_column(column, justify="left" if column == "expert" else "right")
     for m, figures in result["experts"].items():
         clips = figures["clips"][0] if isinstance(figures["clips"], list) else figures["clips"]
-        own = "no labels" if figures["accuracy_own_label"] is None else percent(figures["accuracy_own_label"])
+        own = "no labels" if clips and figures["accuracy_own_label"] is None else percent(figures["accuracy_own_label"])
         experts.add_row(m, f"{clips:.0f}", percent(figures["accuracy_clip_label"]), own, percent(result["router"][m]))
     console.print(experts)
     if "consistent" not in result["clips"]:
@@ -187,7 +187,7 @@ def show_prediction(prediction: Any) -> None:
         cells = (
             [percent(p) for p in probabilities.values()]
             if probabilities
-            else ["absent"] + [""] * (len(prediction.fused) - 1)
+            else ["absent" if m in prediction.absent else "not selected"] + [""] * (len(prediction.fused) - 1)
         )
         table.add_row(m, *cells, percent(prediction.router[m]), end_section=m == list(prediction.modalities)[-1])
     table.add_row("together", *(percent(p) for p in prediction.fused.values()), "")

@@ -149,3 +149,12 @@ def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "clip.mp4").touch()
     assert main(["predict", str(tmp_path), str(tmp_path / "clip.mp4")]) == 2
     assert "cmc train FEATURES" in capsys.readouterr().err
+
+
+def test_absent_modalities_are_named(run: Path, features: Path) -> None:
+    record = runs.read(run)
+    silence = {"audio": np.zeros((0, record.columns["audio"]), np.float32), "audio_mask": np.zeros(0, bool)}
+    one = replace(record, config=record.config.model_copy(update={"top_k": 1}))
+    found = classify(run, one, rows(features, 0) | silence)
+    assert found.absent == ("audio",) and found.modalities["audio"] is None
+    assert sum(experts is not None for experts in found.modalities.values()) == 1, "two are not selected"
