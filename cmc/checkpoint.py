@@ -11,6 +11,7 @@ from cmc.config import MODALITIES
 
 _SHORT = {"text": "l", "audio": "a", "vision": "v"}
 _LONG = {short: modality for modality, short in _SHORT.items()}
+_EXPERTS = {str(k): modality for k, modality in enumerate(MODALITIES)}
 _HEAD = ("proj1", "proj2", "out_layer")
 
 
@@ -39,7 +40,9 @@ def _ours(name: str, modality: str | None) -> str:
         return f"head.{name}"
     if modality is None and first.endswith("s") and first[:-1] in _HEAD:
         expert, _, rest = rest.partition(".")
-        return f"heads.{MODALITIES[int(expert)]}.{first[:-1]}.{rest}"
+        if expert not in _EXPERTS:
+            raise KeyError(f"{name!r} is of an expert that the published CMC models do not have: 0 to 2")
+        return f"heads.{_EXPERTS[expert]}.{first[:-1]}.{rest}"
     if first == "text_model":
         return f"{_branch('text', modality)}.{name}"
     part, _, short = first.rpartition("_")

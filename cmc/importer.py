@@ -80,15 +80,21 @@ def from_weights_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"no file at {path}")
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        found = load_file(path)
+        try:
+            found = load_file(path)
+        except SafetensorError as error:
+            raise UsageError(f"{path} holds no safetensors: {error}") from None
     else:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError):
+        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError):
             raise UsageError(f"{path} holds something else than weights, and is not loaded: {_WHOLE_MODULE}") from None
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
         raise UsageError(f"{path} holds no state dict: {_WHOLE_MODULE}")
     try:
         # Older versions of transformers count this table of 0, 1, 2, … among a model's weights.
@@ -98,6 +104,8 @@ def from_weights_file(path: Path) -> dict[str, Tensor]:
     needed = [f"branches.{m}.proj.weight" for m in MODALITIES] + ["router.linear.weight"]
     if any(name not in named for name in needed) or not any("text_model." in name for name in named):
         raise UsageError(f"{path} is not of the multimodal model with its text encoder: a unimodal model's weights?")
+    if flat := [f"{m}'s" for m in MODALITIES if named[f"branches.{m}.proj.weight"].dim() != 3]:
+        raise UsageError(f"{path}: {', '.join(flat)} projection is not of a convolution's shape (width, columns, 1)")
     return named
 
 

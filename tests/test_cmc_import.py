@@ -132,6 +132,11 @@ def test_what_cannot_be_imported(published: Published, tmp_path: Path, capsys: p
 
     assert "state_dict()" in refused(BertModel(BertConfig(**published.meta["bert"]))), "a whole module"
     assert "no state dict" in refused([1, 2])
+    assert "no state dict" in refused({1: torch.zeros(1)})
+    for expert in ("5", "x", "-1"):
+        assert f"'proj1s.{expert}.weight' is of an expert" in refused({f"proj1s.{expert}.weight": torch.zeros(1)})
+    flat = published.weights | {"proj_a.weight": torch.zeros(1)}
+    assert "audio's projection is not" in refused(flat)
     assert "'fc.weight' is not a weight" in refused(published.weights | {"fc.weight": torch.zeros(1)})
     alone = {name: t for name, t in published.weights.items() if "router" not in name}
     assert "unimodal" in refused(alone)
@@ -139,3 +144,11 @@ def test_what_cannot_be_imported(published: Published, tmp_path: Path, capsys: p
     assert "9 columns of audio" in refused(wider)
     odd = {name: t for name, t in published.weights.items() if "word_embeddings" not in name}
     assert "does not fit" in refused(odd, *published.flags)
+
+
+@pytest.mark.parametrize("name", ["junk.safetensors", "junk.pt"])
+def test_a_file_of_no_weights_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"no weights at all")
+    assert main(["import", str(path), str(tmp_path / "features.h5"), "-o", str(tmp_path / "run")]) == 2
+    assert f"{path} holds" in capsys.readouterr().err
