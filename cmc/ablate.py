@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cmc import run as runs
-from cmc.config import LETTERS, MODALITIES, Config, UsageError
+from cmc.config import LETTERS, MODALITIES, Config, DivergedError, UsageError
 from cmc.data import Batch, Split, Task, load, open_features, task_of
 from cmc.evaluate import figures, predict_split, read_truth
 from cmc.finetune import finetune
@@ -88,7 +89,8 @@ def ablate(
 
     `truth` names a csv of unimodal labels (see cmc.evaluate.read_truth): they then teach CMC-GT, tell consistent from
     conflicting clips, and count how many unimodal labels PLGM gets right. `progress` is called with a label for every
-    training. Ctrl-C drops the training it meets and goes on. Raises UsageError for an unknown variant.
+    training. Ctrl-C drops the training it meets and goes on. A variant that diverges with any seed is left out. Raises
+    UsageError for an unknown variant.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise UsageError(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
@@ -97,6 +99,7 @@ def ablate(
     given = {key: value for key, value in config.model_dump().items() if value != preset[key]} | {"mode": config.mode}
     digests = {"features": _digest(features), "truth": _digest(truth) if truth else None}
     found = Ablation({}, {})
+    out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is said before anything is trained
     for name in variants:
         if reason := _not_possible(name, features, config, truth):
             found.left_out[name] = reason
@@ -107,8 +110,13 @@ def ablate(
             path = out / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
             result = _stored(path, what)
             if result is None:
-                with progress(f"{name}, seed {seed}: ") as report:
-                    result = what | _one(name, features, one, truth, report)
+                try:
+                    with progress(f"{name}, seed {seed}: ") as report:
+                        result = what | _one(name, features, one, truth, report)
+                except DivergedError as error:
+                    found.results.pop(name, None)  # a mean over the other seeds would flatter it
+                    found.left_out[name] = f"seed {seed}: {error}"
+                    break
                 with atomic(path) as whole:
                     whole.write_text(json.dumps(result, indent=1), encoding="utf-8")
             found.results.setdefault(name, []).append(result)
@@ -124,10 +132,16 @@ def _digest(path: Path) -> str:
 
 
 def _stored(path: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result at `path`, if it is of the same config and files."""
+    """The result at `path`, if it is whole, and of the same config and files."""
     if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not {"clips", "cmc", "majority", "recovered"} <= result.keys():
+            raise ValueError("parts are missing")
+    except (ValueError, AttributeError) as error:  # of JSON and of UTF-8 are ValueErrors
+        print(f"{path} is damaged ({error}): trained again", file=sys.stderr)
+        return None
     return result if all(result.get(key) == value for key, value in what.items()) else None
 
 

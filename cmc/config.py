@@ -7,9 +7,10 @@ and the complete config is stored with the run.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Modality = Literal["text", "audio", "vision"]
 MODALITIES: tuple[Modality, ...] = ("text", "audio", "vision")
@@ -55,10 +56,20 @@ class UsageError(ValueError):
     """What was asked for cannot be done with what is there; the message says what to change."""
 
 
+class DivergedError(UsageError):
+    """No epoch of a stage has a validation loss that is a finite number, so there is no model to keep."""
+
+    @classmethod
+    def of(cls, stage: int, loss: str, config: Config) -> DivergedError:
+        """Made here and not in the constructor, or it could not come back from another process."""
+        encoder = f" or --lr-text {config.lr_text:g}" if config.text == "finetune" and "text" in config.use else ""
+        return cls(f"stage {stage} diverged: {loss} is not finite; lower --lr {config.lr:g}{encoder}")
+
+
 class Config(BaseModel):
     """Settings of one training run. Raises pydantic.ValidationError for unknown names and impossible values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: Mode = Field(
         default="calibrated", description="the method put right, or the published code's behaviour to the letter"
@@ -137,6 +148,15 @@ class Config(BaseModel):
             return given
         preset = PRESETS.get(given.get("mode", "calibrated"), {})
         return preset | given
+
+    @field_validator("label_momentum", "ema_momentum", "ema_gamma")
+    @classmethod
+    def _bounded(cls, values: tuple[float, ...], field: ValidationInfo) -> tuple[float, ...]:
+        # Not in the type of the members: flags and search spaces read it.
+        most = math.inf if field.field_name == "ema_gamma" else 1
+        if not all(0 <= value <= most for value in values):
+            raise ValueError("each must be at least 0" + (" and at most 1" if most == 1 else ""))
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

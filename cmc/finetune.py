@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmc.config import LETTERS, Config
+from cmc.config import LETTERS, Config, DivergedError
 from cmc.data import Batch, Split, Task
 from cmc.fusion import Fused, Multimodal
 from cmc.journal import Journal
@@ -130,7 +130,7 @@ def finetune(
 ) -> Finetuned:
     """Run stage 2 until validation loss has not improved for `patience` epochs, from where `journal` says that it was.
 
-    Ctrl-C ends it with the best so far.
+    Ctrl-C ends it with the best so far. Raises DivergedError where the loss is not finite in any epoch.
     """
     journal = journal or Journal()
     stage = Finetuning(model, train, valid, labels, config, task)
@@ -173,4 +173,6 @@ def finetune(
             report("finetune", epoch, config.epochs, {"train": trained, "valid": valid_loss})
     except KeyboardInterrupt:
         kept.interrupted = True
+    if not kept.best_epoch and not kept.interrupted:
+        raise DivergedError.of(2, "the loss", config)
     return kept

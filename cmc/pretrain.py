@@ -7,14 +7,14 @@ from the averaged model (see pseudo_labels). Models and labels are kept per moda
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cmc.config import LETTERS, Config, UsageError
+from cmc.config import LETTERS, Config, DivergedError, UsageError
 from cmc.data import Batch, Split, Task
 from cmc.ema import Average, span_momentum
 from cmc.journal import Journal
@@ -33,8 +33,6 @@ from cmc.training import (
     snapshot,
 )
 from cmc.unimodal import Output, Unimodal, runs_encoder
-
-Order = Callable[[Split], Iterable[Batch]]
 
 
 @dataclass
@@ -184,7 +182,7 @@ def pretrain(
     """Run stage 1 until no modality has improved for `patience` epochs, from where `journal` says that it was.
 
     Ctrl-C ends it after at least one whole epoch with what is best so far. Raises UsageError where annotated labels
-    are asked for and there are none.
+    are asked for and there are none, DivergedError where a modality's loss is not finite in any epoch.
     """
     if config.labels == "annotated" and not any((train.label(LETTERS[m]) >= 0).any() for m in models):
         raise UsageError("the training split has no annotated unimodal labels: train with --labels pseudo")
@@ -243,6 +241,8 @@ def pretrain(
         if len(kept.weights) < len(models):
             raise
         kept.interrupted = True
+    if lost := [m for m in models if m not in kept.weights]:
+        raise DivergedError.of(1, f"the loss of {', '.join(lost)}", config)
     return kept
 
 

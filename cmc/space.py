@@ -72,7 +72,7 @@ def read_space(path: Path) -> Space:
     """A search space from a YAML file. Raises UsageError naming the setting, and what is wrong with it."""
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from None
     if not isinstance(given, dict) or not given:
         raise UsageError(f"{path} names no setting to search, such as `layers: [1, 2, 4]`")

@@ -28,10 +28,11 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
+from sqlalchemy.exc import DatabaseError
 
 from cmc.calibration import negative_log_likelihood
 from cmc.cluster import Pool
-from cmc.config import Config, UsageError
+from cmc.config import Config, DivergedError, UsageError
 from cmc.evaluate import predict_split
 from cmc.metrics import class_metrics
 from cmc.space import Space, plain_space, suggest
@@ -67,14 +68,17 @@ class Goal:
 
 
 def validation_figures(features: Path, config: Config, threads: int) -> dict[str, float]:
-    """Train once, in memory; the figures of the model that is kept, on the validation split."""
+    """Train once, in memory; the validation figures of the model that is kept; NaN where training diverges."""
     # Random states and thread counts are a process's, and a cluster's worker may have many threads.
     with _one_at_a_time:
         started = time.monotonic()
         torch.set_num_threads(threads)
         material = open_material(features, config)
         seed_everything(config.seed)
-        fitted = fit(material, config)
+        try:
+            fitted = fit(material, config)
+        except DivergedError:
+            return dict.fromkeys(("nll", "accuracy", "f1"), float("nan")) | {"seconds": time.monotonic() - started}
         if fitted.record.status == "interrupted":
             raise KeyboardInterrupt
         truth, logits = material.valid.label("M").numpy(), predict_split(fitted.model, material.valid).logits
@@ -85,7 +89,7 @@ def validation_figures(features: Path, config: Config, threads: int) -> dict[str
 class Tuning:
     """A study in a folder: `study.db`, `best.json`, `trials.csv`. Use as a context manager.
 
-    Raises UsageError where the folder holds a study of something else, or another process works in it.
+    Raises UsageError where the folder holds a study of something else or a damaged one, or another process works in it.
     """
 
     def __init__(self, goal: Goal, folder: Path):
@@ -103,6 +107,11 @@ class Tuning:
         try:
             self.study = self._open()
             self._same_goal()
+        except DatabaseError as error:
+            self._lock.close()
+            raise UsageError(
+                f"{folder / 'study.db'} is damaged ({error.orig}): without it the search starts anew"
+            ) from None
         except BaseException:
             self._lock.close()
             raise

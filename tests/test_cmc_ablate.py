@@ -15,6 +15,7 @@ from scipy.stats import ttest_rel
 from cmc.ablate import VARIANTS, ablate
 from cmc.cli import main
 from cmc.config import Config
+from cmc.finetune import Finetuning
 from cmc.planted import Plan, plant
 from cmc.training import Report, silent
 
@@ -91,6 +92,41 @@ def test_results_of_other_files_or_settings_are_not_taken(features: Path, tmp_pa
     with h5py.File(features, "r+") as file:
         file["test/audio"][0] += 1
     assert again() == 1 and again() == 0
+
+
+@pytest.mark.parametrize("damage", [b'{"config": {', b"\xff", b"[]", b"{}"])
+def test_a_damaged_result_is_made_again(
+    damage: bytes, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    whole = ablate(features, out, SMALL, 1, variants=("late fusion",))
+    path = out / "late_fusion-1111.json"
+    path.write_bytes(damage)
+    assert ablate(features, out, SMALL, 1, variants=("late fusion",)) == whole
+    assert f"{path} is damaged" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == whole.results["late fusion"][0]
+
+
+def test_a_variant_that_diverges_is_left_out(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = Finetuning.figures
+
+    def diverging(stage: Finetuning) -> dict[str, float]:
+        nan = {"valid": float("nan")} if stage.config.seed == 1112 and not stage.config.fusion else {}
+        return figures(stage) | nan
+
+    monkeypatch.setattr(Finetuning, "figures", diverging)
+    found = ablate(features, tmp_path / "out", SMALL, 2, variants=("no PFM", "CMC"))
+    assert list(found.results) == ["CMC"] and len(found.results["CMC"]) == 2
+    assert "seed 1112: stage 2 diverged" in found.left_out["no PFM"]
+
+
+def test_a_folder_that_is_a_file_is_refused_before_training(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").touch()
+    assert main(["ablate", str(features), "-o", str(tmp_path / "afile"), *QUICK]) == 2
+    shown = capsys.readouterr().err
+    assert "afile: File exists" in shown and "epoch" not in shown
 
 
 @pytest.mark.parametrize(("name", "stage"), [("CMC", "pretrain"), ("CMC", "finetune"), ("concatenation", "finetune")])

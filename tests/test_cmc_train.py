@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -22,6 +23,7 @@ from cmc.cli import main
 from cmc.config import MODALITIES, Config
 from cmc.data import load, task_of
 from cmc.evaluate import evaluate, predict_split
+from cmc.finetune import Finetuning
 from cmc.planted import Plan, plant
 from cmc.predict import classify
 from mmfeat.layout import FeatureFile
@@ -396,3 +398,43 @@ def test_a_split_goes_to_a_device_whole(tmp_path, stream):
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert len(tensors) == (11 if stream == "never" else 8)
     assert moved.present("audio").device.type == "meta"
+
+
+def test_training_that_diverges_says_so_and_leaves_nothing(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["train", str(features), "-o", str(tmp_path / "run"), *FROZEN]
+    assert main([*call, "--lr", "1e30"]) == 2
+    assert (
+        "stage 1 diverged: the loss of text, audio, vision is not finite; lower --lr 1e+30" in capsys.readouterr().err
+    )
+    figures = Finetuning.figures
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetuning, "figures", lambda stage: figures(stage) | {"valid": float("nan")})
+        assert main(call) == 2
+    assert "stage 2 diverged: the loss is not finite" in capsys.readouterr().err
+    assert main(call) == 0, "no unfinished run is in the way"
+
+
+def test_a_run_folder_that_is_a_file_is_named(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").touch()
+    assert main(["train", str(features), "-o", str(tmp_path / "afile"), *FROZEN]) == 2
+    assert "afile" in (shown := capsys.readouterr().err) and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"label_momentum": (2, 2, 2)},
+        {"ema_momentum": (0.5, -0.1, 0.5)},
+        {"ema_gamma": (-1, 1, 1)},
+        {"lr": float("inf")},
+        {"label_gamma": float("nan")},
+    ],
+)
+def test_impossible_settings_are_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Config(**given)
+    assert caught.value.errors()[0]["loc"][0] == next(iter(given))

@@ -218,6 +218,27 @@ def test_a_loss_that_is_not_finite_is_never_best(
         assert len(tuning.done()) == 2 and not tuning.ranking()
 
 
+def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(features: Path, tmp_path: Path) -> None:
+    space = {"lr": [1e-3, 1e30]}
+    with Tuning(Goal(features, BASE, space, seeds=1), tmp_path) as tuning, pool() as here:
+        tuning.run(6, here)
+        assert {trial.params["lr"] for trial in tuning.done()} == {1e-3, 1e30}
+        assert {trial.params["lr"] for trial in tuning.ranking()} == {1e-3}
+
+
+@pytest.mark.parametrize("at", [0, 4096])
+def test_a_damaged_study_is_named(
+    at: int, features: Path, tmp_path: Path, invented: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["tune", str(features), "-o", str(tmp_path), *FIXED, "--seeds", "1", "--trials", "1"]
+    assert main(call) == 0
+    path = tmp_path / "study.db"
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\xff" * (len(content) - at))
+    assert main(call) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -240,6 +261,20 @@ def test_a_wrong_space_is_named(text: str, message: str, tmp_path: Path) -> None
     with pytest.raises(UsageError) as caught:
         read_space(path)
     assert message in str(caught.value) and "space.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--space", "--config", "-o"])
+def test_a_file_of_another_kind_is_named(
+    flag: str, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "given"
+    path.write_bytes(b"\xff\xfe\x00")
+    call = ["tune", str(features), "-o", str(tmp_path / "out"), *FIXED]
+    assert main([*call, flag, str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert str(path) in shown and "Traceback" not in shown
+    assert main([*call, "--config", str(tmp_path)]) == 2
+    assert f"{tmp_path}: Is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels", ["pseudo", "multimodal"])

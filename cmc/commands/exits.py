@@ -18,8 +18,7 @@ _EXPECTED = {
     "mmfeat.registry.MissingBackendError": USAGE,
     "mmfeat.words.AlignmentError": NOTHING_USABLE,
     "pydantic_core._pydantic_core.ValidationError": USAGE,
-    "builtins.FileNotFoundError": USAGE,
-    "builtins.PermissionError": USAGE,
+    "builtins.OSError": USAGE,
 }
 
 
@@ -32,7 +31,12 @@ def expected(error: BaseException) -> int | None:
 
 
 def message(error: BaseException) -> str:
-    """What the error says, in one line; a config that is refused names its fields as the flags are named."""
+    """What the error says, in one line.
+
+    OSErrors name their file; a config that is refused names its fields as the flags are named.
+    """
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     problems = getattr(error, "errors", None)
     if callable(problems):
         return "; ".join(

@@ -49,9 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
+    from cmc import journal, seeds
     from cmc import run as runs
-    from cmc import seeds
-    from cmc.config import UsageError
+    from cmc.config import DivergedError, UsageError
     from cmc.report import percent, progress, unseen
 
     config = config_of(args)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.out / ("run.json" if args.seeds > 1 else seeds.INDEX)).exists() and not args.overwrite:
         raise UsageError(f"{args.out} holds another kind of run: choose another folder, or --overwrite")
     if args.overwrite:
-        _clear(args.features, [args.out / name for name in names])
+        _clear(args.features, args.out, names)
     records = []
     for k, name in enumerate(names):
         label = f"{name}: " if name else ""
@@ -69,17 +69,21 @@ def run(args: argparse.Namespace) -> int:
         if done is None:
             from cmc.train import train
 
-            with progress(label) as report:
-                done = train(
-                    args.features,
-                    args.out / name,
-                    wanted,
-                    report,
-                    args.resume,
-                    args.stream,
-                    args.tensorboard,
-                    args.device,
-                )
+            try:
+                with progress(label) as report:
+                    done = train(
+                        args.features,
+                        args.out / name,
+                        wanted,
+                        report,
+                        args.resume,
+                        args.stream,
+                        args.tensorboard,
+                        args.device,
+                    )
+            except DivergedError:
+                journal.forget(args.out / name)  # there is nothing to go on from
+                raise
             if done.streamed:
                 print(f"{label}read {args.features} batch by batch (--stream {args.stream})", file=sys.stderr)
         else:
@@ -104,16 +108,21 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _clear(features: Path, folders: list[Path]) -> None:
-    """Remove runs. All at once: if this call is killed, none that is still to be trained may look finished."""
+def _clear(features: Path, out: Path, names: list[str]) -> None:
+    """Remove the runs in `out`, of whatever kind, and what belongs to them, before any is trained: if this call is
+    killed, none that is still to be trained may look finished."""
+    from cmc import board, seeds
     from cmc import run as runs
     from cmc.journal import RunJournal
     from mmfeat.layout import FeatureFile
 
     with FeatureFile(features):  # where it is none, runs are kept
-        for folder in folders:
+        older = seeds.index(out) or []
+        for folder in dict.fromkeys([out, *(out / name for name in [*older, *names])]):
             with RunJournal(folder, {}, resume=False):
                 runs.forget(folder)
+                board.forget(folder)
+        seeds.forget(out)
 
 
 def _done(folder: Path, features: Path, config: Any, resume: bool) -> Any:

@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"best: {shown(changed) or 'as given'}")
             print("Its figure is the best of many on the same clips, so it flatters; cmc evaluate gives a fair one.")
         elif not interrupted:
-            raise UsageError("no trial could be finished: the settings in the space do not go together")
+            raise UsageError(
+                "no trial could be finished: the settings in the space do not go together, or training diverges"
+            )
     if interrupted:
         print(f"interrupted: the same call goes on with {args.out}", file=sys.stderr)
         return INTERRUPTED
