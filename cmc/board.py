@@ -19,6 +19,14 @@ class MissingTensorBoardError(UsageError):
     """The package that writes the events is not installed."""
 
 
+def forget(folder: Path) -> None:
+    """Remove the curves of the run in `folder`."""
+    for path in (folder / FOLDER).glob("events.out.tfevents.*"):
+        path.unlink()
+    if (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
+        (folder / FOLDER).rmdir()
+
+
 class Board:
     """Writes the events of the run in `folder`, which replace older ones. Raises MissingTensorBoardError."""
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cmc.calibration import Calibration
-from cmc.config import LETTERS, Config, UsageError
+from cmc.config import LETTERS, MODALITIES, Config, UsageError
 from cmc.data import Task
 from cmc.fusion import Multimodal
 from cmc.text_encoder import rebuild_encoder
@@ -26,6 +27,10 @@ from cmc.unimodal import Unimodal
 from mmfeat.files import atomic
 
 FORMAT_VERSION = 1
+RECORD, MODEL, UNIMODAL, PSEUDO_LABELS = "run.json", "model.safetensors", "unimodal.safetensors", "pseudo_labels.npz"
+_SUFFIX = rf"(_train|_valid)?(_without_({'|'.join(MODALITIES)}))*"
+_FIGURES = re.compile(rf"metrics{_SUFFIX}\.json|(confusion|reliability|router){_SUFFIX}\.png|pseudo_labels\.png")
+"""Names of the files that cmc.evaluate.write makes."""
 
 
 class RunError(UsageError):
@@ -74,29 +79,40 @@ def write(
     """Write a run. An older one in the folder is no longer one before its files are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     forget(folder)
-    with atomic(folder / "model.safetensors") as path:
+    with atomic(folder / MODEL) as path:
         save_file(_contiguous(model), path)
     stacked = {f"{m}.{name}": tensor for m, weights in unimodal.items() for name, tensor in weights.items()}
-    with atomic(folder / "unimodal.safetensors") as path:
+    with atomic(folder / UNIMODAL) as path:
         save_file(_contiguous(stacked), path)
     arrays = {f"{split}_id": np.array(of_split) for split, of_split in ids.items()}
     arrays |= {f"{split}_{LETTERS[m]}": s.numpy() for split, per in states.items() for m, s in per.items()}
-    with atomic(folder / "pseudo_labels.npz") as path:
+    with atomic(folder / PSEUDO_LABELS) as path:
         np.savez(path, **arrays)  # type: ignore[arg-type]
     values = asdict(replace(record)) | {"config": record.config.model_dump(mode="json")}
     text = json.dumps(values, indent=1, ensure_ascii=False)
-    with atomic(folder / "run.json") as path:
+    with atomic(folder / RECORD) as path:
         path.write_text(text, encoding="utf-8")
 
 
 def forget(folder: Path) -> None:
-    """Make what is in the folder no run any more."""
-    (folder / "run.json").unlink(missing_ok=True)
+    """Remove a run and the figures of it, and no other file; where there is no run, nothing."""
+    if not (folder / RECORD).is_file():
+        return
+    forget_figures(folder)
+    for name in (RECORD, MODEL, UNIMODAL, PSEUDO_LABELS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def forget_figures(folder: Path) -> None:
+    """Remove what `cmc evaluate` wrote into the folder of a run, or of several."""
+    for path in folder.iterdir():
+        if _FIGURES.fullmatch(path.name):
+            path.unlink()
 
 
 def read(folder: Path) -> Record:
     """The record of a run. Raises RunError, naming what is wrong."""
-    path = folder / "run.json"
+    path = folder / RECORD
     if not path.is_file():
         raise RunError(f"{folder} holds no finished run (no run.json): train one with `cmc train FEATURES -o {folder}`")
     try:
@@ -116,13 +132,13 @@ def load_model(folder: Path, record: Record) -> Multimodal:
     """The run's model in evaluation mode."""
     encoder = rebuild_encoder(record.text_encoder) if record.text_encoder else None
     model = Multimodal(record.columns, record.task.classes, record.config, encoder)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(load_file(folder / MODEL))
     return model.eval()
 
 
 def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
     """Stage 1's models in evaluation mode; a finetuned text encoder is not among them, only a frozen one's reader."""
-    weights = load_file(folder / "unimodal.safetensors")
+    weights = load_file(folder / UNIMODAL)
     models = {}
     for m in record.config.modalities:
         models[m] = Unimodal(m, record.columns[m], record.task.classes, record.config)
@@ -134,7 +150,7 @@ def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
 
 def load_pseudo_labels(folder: Path) -> dict[str, np.ndarray]:
     """`{split}_id` and `{split}_{T,A,V}` → soft states (N, K)."""
-    with np.load(folder / "pseudo_labels.npz", allow_pickle=False) as file:
+    with np.load(folder / PSEUDO_LABELS, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 

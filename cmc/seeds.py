@@ -17,18 +17,45 @@ _POOLED = ("confusion", "router_histogram", "reliability", "pseudo_labels")
 
 def folders(run: Path) -> list[Path]:
     """The run folders within `run`: itself, or one per seed. Raises RunError where there is none."""
-    index = run / INDEX
-    if not index.is_file():
+    if (names := index(run)) is None:
         runs.read(run)
         return [run]
-    return [run / name for name in json.loads(index.read_text(encoding="utf-8"))["runs"]]
+    return [run / name for name in names]
+
+
+def index(run: Path) -> list[str] | None:
+    """Names of the folders of several runs within `run`; None where it is a single one. Raises RunError."""
+    path = run / INDEX
+    if not path.is_file():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("it names no runs")
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise runs.RunError(f"{path} is damaged ({reason}): `cmc train` with the same --seeds writes it anew") from None
+    return names
 
 
 def write_index(run: Path, names: Sequence[str], records: Sequence[runs.Record]) -> None:
     """Note the runs of all seeds, with mean and standard deviation of their validation figures."""
     summary = {name: {"mean": m, "std": s} for name, (m, s) in mean_std([r.validation for r in records]).items()}
     text = json.dumps({"runs": list(names), "validation": summary}, indent=1)
+    if (run / INDEX).is_file() and (run / INDEX).read_bytes() != text.encode():
+        runs.forget_figures(run)  # of other runs
     (run / INDEX).write_text(text, encoding="utf-8")
+
+
+def forget(run: Path) -> None:
+    """Remove the index, the figures of all seeds together, and the folders of theirs that are empty."""
+    if (names := index(run)) is None:
+        return
+    runs.forget_figures(run)
+    (run / INDEX).unlink()
+    for folder in (run / name for name in names):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def best(run: Path) -> Path:

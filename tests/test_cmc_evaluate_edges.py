@@ -66,3 +66,33 @@ def test_a_modality_that_was_not_selected_is_not_absent(capsys: pytest.CaptureFi
     show_prediction(Prediction("good", experts["text"] or {}, experts, gates, "ok", absent=("vision",)))
     said = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
     assert "not selected" in said["audio"] and "absent" in said["vision"]
+
+
+def test_overwriting_leaves_nothing_of_the_old_model(features: Path, tmp_path: Path) -> None:
+    run, arguments = tmp_path / "run", ["train", str(features), "-o", str(tmp_path / "run"), *QUICK]
+
+    def names() -> set[str]:
+        return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+    assert main(arguments) == 0
+    trained = names()
+    assert main(["evaluate", str(run), str(features)]) == 0
+    assert main(["evaluate", str(run), str(features), "--split", "valid", "--drop", "audio", "--drop", "vision"]) == 0
+    assert {"metrics.json", "pseudo_labels.png", "router_valid_without_audio_without_vision.png"} <= names()
+    mine = {"notes.txt", "metrics_of_mine.json", "router_old.png", "seed-7/model.safetensors"}
+    (run / "seed-7").mkdir()
+    for name in mine:
+        (run / name).write_text("mine")
+    assert main([*arguments, "--seeds", "2", "--overwrite"]) == 0
+    several = {f"seed-{seed}/{name}" for seed in (1111, 1112) for name in trained}
+    assert names() == several | {"seeds.json"} | mine
+    assert main(["evaluate", str(run), str(features)]) == 0
+    (run / "seed-1112" / "notes.txt").write_text("mine")
+    assert main([*arguments, "--overwrite"]) == 0
+    assert names() == trained | mine | {"seed-1112/notes.txt"} and not (run / "seed-1111").exists()
+
+
+def test_a_folder_without_a_run_keeps_its_files(features: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("mine")
+    assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--overwrite"]) == 0
+    assert (tmp_path / "metrics.json").read_text() == "mine"
