@@ -25,6 +25,8 @@ JUMP = 0.04
 # A stream that claims more is not believed: it would only fill the memory with silence.
 LONGEST_GAP = 600.0
 
+# Seconds; no file is so long, and later times overflow where they are counted in samples.
+LATEST = 1e8
 # How much later in the file one stream may lie than another; past that, nothing of the cut is still to come.
 INTERLEAVING = 5.0
 # Seconds before the clip's start at which decoding begins, tried in turn: codecs need some sound before the first that
@@ -46,10 +48,15 @@ class MediaError(Exception):
     """Nothing usable can be decoded; the message says why."""
 
 
+class CutError(MediaError):
+    """The start and end that were asked for are no part of the file."""
+
+
 def open_media(path: str | Path, start: float | None = None, end: float | None = None) -> Media:
     """Open a clip, or the part from `start` to `end` seconds of a longer file, which is cut exactly and not re-encoded.
 
-    Raises MediaError where the file is missing, is no media file, or holds neither video nor audio.
+    Raises MediaError where the file is missing, is no media file, or holds neither video nor audio, and CutError where
+    `start` and `end` are no part of it.
     """
     return Media(Path(path), start, end)
 
@@ -58,8 +65,11 @@ class Media:
     """One clip, decoded once: iterate over `frames()`, then take `waveform()`. A context manager."""
 
     def __init__(self, path: Path, start: float | None = None, end: float | None = None):
-        if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
-            raise MediaError(f"start {start} and end {end} do not make a clip")
+        for name, time in (("start", start), ("end", end)):
+            if time is not None and not 0 <= time < LATEST:  # nor NaN
+                raise CutError(f"the clip's {name}, {time:g} s, is no time in a file")
+        if end is not None and end <= (start or 0.0):
+            raise CutError(f"the clip ends at {end:g} s, not after its start at {start or 0.0:g} s")
         self.damage = ""
         """What broke while decoding; what came before it is kept."""
         self._look_at_beginning(path)
@@ -111,7 +121,7 @@ class Media:
         self._claimed = length - self._start if states_length else 0.0
         if length and self._start >= length:
             self._container.close()
-            raise MediaError(f"the clip starts at {self._start:g} s, but the file is {length:.2f} s long")
+            raise CutError(f"the clip starts at {self._start:g} s, but the file is {length:.2f} s long")
 
     def __enter__(self) -> Self:
         return self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmfeat.media import MediaError, open_media
+from mmfeat.media import CutError, MediaError, open_media
 from tests.media_files import stripes, tone, write_media
 
 
@@ -181,10 +182,20 @@ def test_a_seek_that_lands_late_begins_earlier(shared_data: Path, monkeypatch: p
         assert [frame.start for frame in media.frames()] == wanted
 
 
-@pytest.mark.parametrize(("start", "end", "says"), [(-1, 2, "do not make"), (2, 1, "do not make"), (9, None, "1.00 s")])
-def test_impossible_cuts_say_why(tmp_path: Path, start: float, end: float | None, says: str) -> None:
+@pytest.mark.parametrize(
+    ("start", "end", "says"),
+    [
+        (-1, 2, "clip's start, -1 s, is no time"),
+        (2, 1, "ends at 1 s, not after its start at 2 s"),
+        (9, None, "file is 1.00 s long"),
+        (math.nan, None, "clip's start, nan s, is no time"),
+        (None, math.inf, "clip's end, inf s, is no time"),
+        (None, 1e300, "is no time"),
+    ],
+)
+def test_impossible_cuts_say_why(tmp_path: Path, start: float | None, end: float | None, says: str) -> None:
     path = write_media(tmp_path / "a.mkv", stripes(25))
-    with pytest.raises(MediaError, match=says):
+    with pytest.raises(CutError, match=says):
         open_media(path, start, end)
 
 

@@ -292,6 +292,11 @@ def test_folders_that_hold_no_such_model(model: Path, tmp_path: Path) -> None:
     BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(bert)
     with pytest.raises(MissingBackendError, match="bert is no CTC model"):
         make(bert)
+    cut = copy("cut")
+    weights_file = cut / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:200])
+    with pytest.raises(MissingBackendError, match="cut is no CTC model .*deserializing"):
+        make(cut)
     headless = copy("headless")
     Wav2Vec2Model.from_pretrained(model).save_pretrained(headless)
     with pytest.raises(MissingBackendError, match="headless was not trained to write letters"):
@@ -374,6 +379,9 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*command, "--model", str(model), "--set", "chunk_seconds=2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert np.abs(np.array([(w["start"], w["end"]) for w in found]) - true_words(letters)).max() <= 0.05
+    for setting in ("chunk_seconds=.inf", "context_seconds=.inf"):
+        assert main([*command, "--model", str(model), "--set", setting]) == 2
+        assert "finite number" in capsys.readouterr().err
     assert main([*command, "--aligner", "ctc"]) == 2
     assert "model: Field required" in capsys.readouterr().err
 

@@ -258,7 +258,14 @@ def test_the_command_reads_back_what_it_writes(tmp_path: Path, capsys: pytest.Ca
     [
         (["--language", "zh"], 2, "knows en, not language 'zh', which is known by: "),
         (["--aligner", "nonsense"], 2, "aligner 'nonsense' does not exist; there are: "),
-        (["-o", "words.doc"], 2, "-o words.doc: the ending must be one of .json"),
+        (["-o", "words.doc"], 2, "-o words.doc: the ending must be one of .json, .TextGrid"),
+        (["--start", "nan"], 2, "a.wav: the clip's start, nan s, is no time in a file"),
+        (["--end", "inf"], 2, "the clip's end, inf s, is no time"),
+        (["--start", "2", "--end", "1"], 2, "the clip ends at 1 s, not after its start at 2 s"),
+        (["--start", "99"], 2, "the clip starts at 99 s, but the file is 1.00 s long"),
+        (["--set", "aligner=given"], 2, "the aligner is chosen with --aligner"),
+        (["--text", " … 😀 !!"], 2, "--text: there is no word in it to align"),
+        (["--text", ""], 2, "--text: there is no word in it to align"),
         (["--set", "beams"], 2, "KEY=VALUE"),
         (["--set", "beam=3"], 2, "beam: Extra inputs"),
         (["--aligner", "given"], 4, "a.wav: there is no file of word times"),
@@ -271,6 +278,26 @@ def test_what_the_command_cannot_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], status: int, said: str
 ) -> None:
     media = write_media(tmp_path / "a.wav", sound=tone(1), sound_codec="pcm_s16le")
-    text = [] if "--text-file" in options else ["--text", "so"]
+    text = [] if {"--text-file", "--text"} & {*options} else ["--text", "so"]
     assert main(["align", str(media), *text, *options]) == status
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--model", "--words", "--aligner", "--language"])
+def test_an_empty_option_is_no_option_left_out(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["align", "a.wav", "--text", "so", option, ""])
+    assert caught.value.code == 2 and f"argument {option}: it is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_text_file_in_any_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str) -> None:
+    media = write_media(tmp_path / "a.wav", sound=tone(1), sound_codec="pcm_s16le")
+    said = tmp_path / "said.txt"
+    said.write_text("So näive", encoding=encoding)
+    words = csv(tmp_path, ("so", 0, 0.5), ("näive", 0.5, 0.9))
+    assert main(["align", str(media), "--text-file", str(said), "--words", str(words), "--json"]) == 0
+    assert [word["word"] for word in json.loads(capsys.readouterr().out)] == ["So", "näive"]
+    said.write_bytes("näive".encode("latin-1"))
+    assert main(["align", str(media), "--text-file", str(said), "--words", str(words)]) == 2
+    assert f"{said}: not UTF-8 (byte 1)" in capsys.readouterr().err

@@ -32,9 +32,14 @@ class CtcConfig(Config):
 
     model: str = Field(description="a transformers CTC model: local folder or Hugging Face hub name")
     romanise: bool = Field(False, description="write the transcript in Latin letters first (uroman), as MMS wants it")
-    chunk_seconds: float = Field(30.0, description="longer sound goes through the model in pieces of this length", gt=1)
+    chunk_seconds: float = Field(
+        30.0, description="longer sound goes through the model in pieces of this length", gt=1, allow_inf_nan=False
+    )
     context_seconds: float = Field(
-        3.0, description="seconds that a piece hears on both sides in addition, and forgets", ge=0
+        3.0,
+        description="seconds that a piece hears on both sides in addition, and forgets",
+        ge=0,
+        allow_inf_nan=False,
     )
 
 
@@ -81,6 +86,7 @@ class CtcAligner:
 
     def __init__(self, config: CtcConfig, language: str = "en"):
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
         from transformers.utils import logging
 
@@ -93,7 +99,7 @@ class CtcAligner:
             )
             features = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MissingBackendError(
                 f"{config.model} is no CTC model with its feature extractor and tokenizer: {reason}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmfeat.recipe import Recipe
     from mmfeat.track import Waveform, Word
 
+ENDINGS = ".json, .TextGrid, .ctm, .srt, .vtt, .csv"
 PICTURES = (".png", ".svg", ".pdf")
 SUMMARY = "find when each word of a transcript is spoken"
 EXAMPLES = (
@@ -28,18 +29,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("media", type=Path, metavar="MEDIA", help="any video or audio file")
     said = parser.add_mutually_exclusive_group(required=True)
     said.add_argument("--text", help="what is said in it")
-    said.add_argument("--text-file", type=Path, metavar="FILE", help="what is said in it, in a UTF-8 file")
-    parser.add_argument(
-        "-o", dest="out", type=Path, metavar="FILE", help="write .json, .TextGrid, .ctm, .srt, .vtt, .csv"
-    )
+    said.add_argument("--text-file", type=Path, metavar="FILE", help="what is said in it, in a file of text")
+    parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help=f"write {ENDINGS}")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw the sound, the words and their confidence; .png, .svg, .pdf"
     )
-    parser.add_argument("--language", metavar="CODE", help="ISO 639-1; otherwise the recipe's")
-    parser.add_argument("--aligner", metavar="NAME", help="pocketsphinx, ctc or given; otherwise the recipe's")
-    parser.add_argument("--model", metavar="NAME|FOLDER", help="a transformers CTC model, for the aligner ctc")
-    parser.add_argument("--words", type=Path, metavar="FILE", help="a file of word times, for the aligner given")
+    parser.add_argument("--language", type=_name, metavar="CODE", help="ISO 639-1; otherwise the recipe's")
+    parser.add_argument(
+        "--aligner", type=_name, metavar="NAME", help="pocketsphinx, ctc or given; otherwise the recipe's"
+    )
+    parser.add_argument(
+        "--model", type=_name, metavar="NAME|FOLDER", help="a transformers CTC model, for the aligner ctc"
+    )
+    parser.add_argument("--words", type=_file, metavar="FILE", help="a file of word times, for the aligner given")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the aligner; repeatable"
     )
@@ -50,15 +53,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--end", type=float, metavar="SECONDS", help="only up to here")
 
 
+def _name(written: str) -> str:
+    if not written.strip():  # an unset variable of a shell, which is not to choose anything silently
+        raise argparse.ArgumentTypeError("it is empty")
+    return written
+
+
+def _file(written: str) -> Path:
+    return Path(_name(written))
+
+
 def run(args: argparse.Namespace) -> Exit:
     """Times count from the start of MEDIA, also with --start: so do the files of words that --words reads."""
     from mmfeat.words import formats
+    from mmfeat.words.transcript import tokens
 
     if args.out and args.out.suffix.lower() not in formats.WRITERS:
-        raise UsageError(f"-o {args.out}: the ending must be one of {', '.join(formats.WRITERS)}")
+        raise UsageError(f"-o {args.out}: the ending must be one of {ENDINGS}")
     if args.plot and args.plot.suffix.lower() not in PICTURES:
         raise UsageError(f"--plot {args.plot}: the ending must be one of {', '.join(PICTURES)}")
     text, recipe = _text(args), _recipe(args)
+    if not tokens(text):
+        raise UsageError(f"{'--text' if args.text is not None else args.text_file}: there is no word in it to align")
     sound = _sound(args)
     origin = args.start or 0.0
     found = _words(args, recipe, sound, text)
@@ -86,10 +102,12 @@ def run(args: argparse.Namespace) -> Exit:
 def _text(args: argparse.Namespace) -> str:
     if args.text is not None:
         return args.text
+    from mmfeat.words.formats import decode
+
     try:
-        return args.text_file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{args.text_file} is not UTF-8 (byte {error.start})") from None
+        return decode(args.text_file.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{args.text_file}: {error}") from None
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -100,7 +118,8 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
     recipe = load_recipe(args.recipe)
     section = dict(recipe.words or {})
-    name = args.aligner or ("given" if args.words else "ctc" if args.model else section.get("aligner"))
+    of_option = "given" if args.words is not None else "ctc" if args.model is not None else section.get("aligner")
+    name = args.aligner if args.aligner is not None else of_option
     if name is None:
         raise UsageError(f"recipe {recipe.name!r} has no `words` section: choose an aligner with --aligner")
     if name != section.get("aligner"):
@@ -109,24 +128,29 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: a setting is written KEY=VALUE")
+        key = key.strip()
+        if key == "aligner":
+            raise UsageError(f"--set {setting}: the aligner is chosen with --aligner")
         try:
-            section[key.strip()] = yaml.safe_load(value)
+            section[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            section[key.strip()] = value
-    if args.model:
+            section[key] = value
+    if args.model is not None:
         section["model"] = args.model
-    if args.words and name != "given":
+    if args.words is not None and name != "given":
         raise UsageError(f"--words is for the aligner given, not for {name}")
-    return recipe.changed(words=section, language=args.language or recipe.language)
+    return recipe.changed(words=section, language=recipe.language if args.language is None else args.language)
 
 
 def _sound(args: argparse.Namespace) -> Waveform:
-    from mmfeat.media import MediaError, open_media
+    from mmfeat.media import CutError, MediaError, open_media
 
     try:
         with open_media(args.media, args.start, args.end) as media:
             media.skip_video()
             sound = media.waveform()
+    except CutError as error:
+        raise UsageError(f"{args.media}: {error}") from None
     except MediaError as error:
         raise MediaError(f"{args.media}: {error}") from None
     if sound is None or not len(sound.samples):
