@@ -78,13 +78,15 @@ def merge(paths: Sequence[Path], out: Path, take: Mapping[str, Path] | None = No
 
     Recipe, fingerprint, column names, statistics and package versions follow the part.
 
-    Raises MergeError where it is not clear which file a part comes from, and where clips, splits, transcripts or
-    labels differ; LayoutError and FileNotFoundError for a file that cannot be read.
+    Raises MergeError where it is not clear which file a part comes from, where clips, splits, transcripts or labels
+    differ, and where `out` is one of `paths`; LayoutError and FileNotFoundError for a file that cannot be read.
     """
     if len(set(paths)) < max(2, len(paths)):
         raise MergeError("merging takes two different files or more")
     with ExitStack() as stack:
         files = [stack.enter_context(FeatureFile(path)) for path in paths]
+        if out.exists() and any(out.samefile(path) for path in paths):
+            raise MergeError(f"{out} is one of the files to merge: give the result another name")
         for other in files[1:]:
             _same_kind(files[0], other)
         sources = _choose(files, take or {})

@@ -72,6 +72,18 @@ def test_a_modality_comes_over_by_id(a: Path, b: Path) -> None:
         assert [clip.id for clip in out.clips()] == [clip.id for clip in first.clips()]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_is_not_merged_into_itself(a: Path, b: Path, link: bool) -> None:
+    out = b
+    if link:
+        out = b.with_name("link.h5")
+        out.symlink_to(b)
+    before = b.read_bytes()
+    with pytest.raises(MergeError, match="one of the files to merge"):
+        merge([a, b], out, {"audio": b})
+    assert b.read_bytes() == before
+
+
 def test_words_of_the_other_file_are_renumbered(a: Path, b: Path) -> None:
     with h5py.File(b, "a") as file:
         for split in IDS:
