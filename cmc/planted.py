@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cmc.config import LETTERS, UsageError
 from cmc.data import POLARITIES
+from mmfeat.files import atomic
 from mmfeat.layout import (
     CLASSES,
     REGRESSION,
@@ -61,6 +62,18 @@ class Plan:
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= len(NAMES):
             raise UsageError(f"{self.classes} classes cannot be planted: 2 to {len(NAMES)}")
+        for name in ("conflict", "missing"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UsageError(f"{name} {share:g} is not a share of the clips: 0 to 1")
+        if not 0 <= self.signal < np.inf:
+            raise UsageError(f"signal {self.signal:g} is not a distance: a finite number, 0 or more")
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed} is below 0")
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides where the classes lie: a model of one such plan cannot answer for features of another."""
+        return f"planted: {self.classes} classes, signal {self.signal:g}, seed {self.seed}"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -77,19 +90,21 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
             text is drawn like the other modalities, and there is no encoder to finetune.
 
     Returns: split → `M`, `T`, `A`, `V` → classes (N,).
+
+    Files of these names are replaced; folders above are made.
     """
     rng = np.random.default_rng(plan.seed)
     means = {m: _means(rng, columns, plan.classes, plan.signal) for m, columns in COLUMNS.items()}
     encode = _Encoder(text_encoder) if text_encoder else None
     columns = COLUMNS | ({"text": encode.columns} if encode else {})
     truth, statuses = {}, []
-    with h5py.File(path, "w") as file:
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         write_head(
             file,
             aligned=False,
             language="en",
             recipe={"name": "planted", "text": encode.section if encode else {"extractor": "planted"}},
-            fingerprints=dict.fromkeys(("text", "audio", "vision"), "planted"),
+            fingerprints=dict.fromkeys(("text", "audio", "vision"), plan.fingerprint),
             class_names=plan.class_names,
             names={m: [f"{m}_{k}" for k in range(columns[m])] for m in ("audio", "vision")},
             versions={},
@@ -109,7 +124,8 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
                 group[modality][:], group[f"{modality}_mask"][:] = values, mask
                 group[f"{modality}_lengths"][:] = (np.arange(1, mask.shape[1] + 1) * mask).max(1)
                 if split == "train":
-                    write_train_stats(file, modality, values[mask].mean(0), values[mask].std(0))
+                    measured = values[mask] if mask.any() else np.zeros_like(values[0])  # no clip has it
+                    write_train_stats(file, modality, measured.mean(0), measured.std(0))
             tokens = _tokens(rng, labels["T"], STEPS["text"], plan.classes)
             text = encode(tokens) if encode else _text(rng, means["text"], labels["T"], tokens)
             group["text"][:], group["text_bert"][:] = text, tokens

@@ -30,13 +30,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--annotated", action="store_true", help="write the unimodal labels into FILE too, for CMC-GT")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE and its labels where they exist")
 
 
 def run(args: argparse.Namespace) -> int:
+    from cmc.config import UsageError
     from cmc.planted import Plan, plant
 
     splits = dict(zip(("train", "valid", "test"), args.clips, strict=True))
     plan = Plan(splits, args.conflict, args.signal, args.missing, args.annotated, args.seed, args.classes)
+    if args.out.suffix != ".h5":
+        raise UsageError(f"{args.out} must end in .h5, as feature files do")
+    truth = args.out.with_name(f"{args.out.stem}_truth.csv")
+    if not args.overwrite and (there := [str(path) for path in (args.out, truth) if path.exists()]):
+        raise UsageError(f"{' and '.join(there)} exists: choose another name, or --overwrite")
     plant(args.out, plan)
-    print(f"{args.out}, true labels in {args.out.with_name(f'{args.out.stem}_truth.csv')}")
+    print(f"{args.out}, true labels in {truth}")
     return OK
