@@ -30,7 +30,7 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         )
         module.configure(command)
         if getattr(module, "CONFIG", False) and name in arguments[:1]:
-            add_config_flags(command)
+            add_config_flags(command, getattr(module, "WITHOUT", ()))
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=module.run)
     return whole

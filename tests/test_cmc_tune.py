@@ -71,6 +71,27 @@ def test_from_search_to_trained_run(features: Path, tmp_path: Path, capsys: pyte
     assert trained == best | {"seed": 3}, "flags go before the file"
 
 
+def test_a_file_of_settings_keeps_its_mode(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps(BASE.model_dump(mode="json")))
+    call = ["train", str(features), "-o", str(tmp_path / "run"), "--config", str(path), "--mode"]
+    assert main([*call, "reference"]) == 2
+    assert "best.json holds settings for calibrated mode" in capsys.readouterr().err
+    assert main([*call, "calibrated"]) == 0
+    path.write_text("layers: 1\ntext: freeze\npretrain_epochs: 1\nepochs: 1\n")
+    assert main([*call, "reference", "--overwrite"]) == 0
+    trained = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert trained["layers"] == 1 and trained["out_dropout"] == 0.4, "of the reference preset"
+
+
+@pytest.mark.parametrize("command", ["tune", "ablate", "import"])
+def test_a_gpus_precision_is_not_offered_without_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert "--precision" not in shown and "--batch-size" in shown
+
+
 def test_figures_are_of_validation_clips(features: Path) -> None:
     found = validation_figures(features, BASE, 1)
     again = validation_figures(features, BASE, 1)

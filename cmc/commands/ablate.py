@@ -16,6 +16,7 @@ EXAMPLES = (
     'cmc ablate features.h5 -o ablation --truth planted.csv --text freeze --variants CMC "no PLGM" "late fusion"',
 )
 CONFIG = True
+WITHOUT = ("precision",)  # it is of a GPU, and this runs on the CPU
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -33,14 +34,25 @@ def use_threads(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
 
 
-def add_config_flags(command: argparse.ArgumentParser) -> None:
-    """One flag per field of the config: `--out-dropout 0.3`, `--no-fusion`, `--use text audio`."""
+def add_config_flags(command: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """One flag per field of the config: `--out-dropout 0.3`, `--no-fusion`, `--use text audio`.
+
+    `without` names fields that the command can do nothing with.
+    """
     from cmc.config import Config
 
     group = command.add_argument_group("config", "Defaults are those of calibrated mode.")
-    group.add_argument("--config", type=Path, metavar="FILE", help="settings from a JSON or YAML file; flags go before")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings from a JSON or YAML file; flags go before, but a file's mode cannot be changed: its other "
+        "settings were made for that one",
+    )
     defaults = Config().model_dump()
     for name, field in Config.model_fields.items():
+        if name in without:
+            continue
         default, kind = defaults[name], field.annotation
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         options: dict[str, Any] = {"help": f"{field.description} ({shown})", "default": argparse.SUPPRESS}
@@ -60,9 +72,21 @@ def add_config_flags(command: argparse.ArgumentParser) -> None:
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The config's settings that the call names: those of its flags, and of the file that --config names."""
+    """The config's settings that the call names: those of its flags, and of the file that --config names.
+
+    Raises UsageError where the file cannot be used, or is of another mode than the flags: a file that names every
+    setting, as those of `cmc tune` do, would leave nothing to the other mode but its name.
+    """
     flags = {name.removeprefix(_PREFIX): value for name, value in vars(args).items() if name.startswith(_PREFIX)}
-    return (_read(args.config) if args.config else {}) | flags
+    stored = _read(args.config) if args.config else {}
+    if stored.get("mode", flags.get("mode")) != flags.get("mode", stored.get("mode")):
+        from cmc.config import UsageError
+
+        raise UsageError(
+            f"{args.config} holds settings for {stored['mode']} mode, and --mode asks for {flags['mode']}: "
+            "give the settings by flags, or drop one of the two"
+        )
+    return stored | flags
 
 
 def _read(path: Path) -> dict[str, Any]:

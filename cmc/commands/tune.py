@@ -26,6 +26,7 @@ EXAMPLES = (
     "cmc train features.h5 -o runs/tuned --config tuning/best.json --seeds 5",
 )
 CONFIG = True
+WITHOUT = ("precision",)  # it is of a GPU, and this runs on the CPU
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
