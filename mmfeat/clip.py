@@ -238,6 +238,8 @@ def _words(sound: Waveform | None, clip: Clip, recipe: Recipe, timings: Timings)
         return Shard("no_words", f"words not found: {error}", details={"words": []})
     except Exception as error:  # noqa: BLE001 - pictures, sound and text of the clip are good all the same
         return Shard("no_words", f"words not found: {type(error).__name__}: {error}", details={"words": []})
+    if not found:
+        return Shard("no_words", "the transcript has no word, only punctuation or sounds", details={"words": []})
     return Shard("ok", details={"words": [asdict(word) for word in found]})
 
 

@@ -56,6 +56,15 @@ def test_missing_streams_and_what_cannot_be_aligned(tmp_path: Path) -> None:
     assert heard.status == "no_video+no_text" and len(heard.vision) == 0 and len(heard.audio) > 0
 
 
+def test_a_transcript_without_a_word_cannot_be_aligned(tmp_path: Path) -> None:
+    found = mmfeat.extract(
+        write_media(tmp_path / "a.wav", sound=tone(0.5), sound_codec="pcm_s16le"), text="😀 [laughs] !!"
+    )
+    assert found.status == "no_video+no_words" and len(found.audio) > 0
+    with pytest.raises(MediaError, match="cannot be aligned: the transcript has no word, only"):
+        found.rows(aligned=True)
+
+
 def test_a_broken_file_is_an_error_here_and_a_reason_in_a_corpus(tmp_path: Path, recipe: Recipe) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(b"not a film" * 99)

@@ -184,6 +184,25 @@ def test_words_without_times_share_the_gap(tmp_path: Path) -> None:
     assert times(found)[2:4] == [("19", 0.2, 0.2), ("99", 0.2, 0.2)]
 
 
+def test_words_without_times_stay_in_their_segment(tmp_path: Path) -> None:
+    segments = [
+        {"start": 0.5, "end": 2.6, "words": [{"word": "so"}, {"word": "I", "start": 1, "end": 2.2}, {"word": "don't"}]},
+        {"start": 4.0, "end": 6.0, "words": [{"word": "19"}, {"word": "99"}]},
+        {"words": [{"word": "x", "start": 7.0, "end": 7.1}]},  # Whisper of old: no times of its own
+    ]
+    found = times(read(written(tmp_path, "a.json", json.dumps({"segments": segments}))))
+    expected = [("so", 0.5, 1), ("I", 1, 2.2), ("don't", 2.2, 2.6), ("19", 4, 5), ("99", 5, 6), ("x", 7, 7.1)]
+    assert found == expected
+
+
+def test_what_gentle_heard_and_nobody_wrote_is_no_word(tmp_path: Path) -> None:
+    words = [
+        {"word": "so", "start": 0, "end": 1},
+        {"word": "uh", "case": "not-found-in-transcript", "start": 1, "end": 2},
+    ]
+    assert times(read(written(tmp_path, "a.json", json.dumps({"words": words})))) == [("so", 0, 1)]
+
+
 def test_ctm(tmp_path: Path) -> None:
     path = written(tmp_path, "a.ctm", ";; a comment\nv1 1 0.5 0.25 so 0.9\nv1 1 0.75 0.1 it NA\nv2 1 0.1 0.2 no\n")
     assert times(read(path, ("v1",))) == [("so", 0.5, 0.75), ("it", 0.75, 0.85)]
