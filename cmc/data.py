@@ -269,6 +269,11 @@ def _renumbered(file: FeatureFile, classes: NDArray[np.int64], task: Task) -> ND
     return np.array([numbers[found[k]] if k >= 0 else -1 for k in classes.tolist()], np.int64)
 
 
+def unlabelled(file: FeatureFile, split: str, task: Task) -> int:
+    """How many clips of a split have no label of their own: `load` leaves them out."""
+    return int((_labels(file, split, task)["M"] < 0).sum())
+
+
 def values_of(file: FeatureFile, split: str, ids: Sequence[str]) -> NDArray[np.float32]:
     """The labels of clips `ids` of a split as numbers, shape (N,)."""
     labels = dict(zip(file.read(split, "id"), file.read(split, REGRESSION), strict=True))

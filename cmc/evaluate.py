@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import nn
 from cmc import run as runs
 from cmc.calibration import expected_values, negative_log_likelihood, probabilities
 from cmc.config import LETTERS, MODALITIES, UsageError
-from cmc.data import DataError, Split, Task, load, values_of
+from cmc.data import DataError, Split, Task, load, unlabelled, values_of
 from cmc.fusion import Fused
 from cmc.metrics import (
     DEFINITIONS,
@@ -41,6 +42,10 @@ from mmfeat.layout import REGRESSION, FeatureFile, polarity
 CLASS = "classification_labels"
 ROUTER_BINS = 20
 """Of router weights, over 0 to 1."""
+_SEEN = {
+    "train": "the run was trained on this split: the figures say nothing of other clips",
+    "valid": "weights and temperature were selected on this split: the figures flatter",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,11 @@ class Predictions:
     experts: dict[str, NDArray[np.float32]]
     gates: NDArray[np.float32]
     present: NDArray[np.bool_]
+
+    def select(self, rows: NDArray[np.bool_]) -> Predictions:
+        """Of the clips of `rows` (N,)."""
+        experts = {m: logits[rows] for m, logits in self.experts.items()}
+        return Predictions(self.logits[rows], experts, self.gates[rows], self.present[rows])
 
 
 @torch.inference_mode()
@@ -89,6 +99,7 @@ def evaluate(
         config = record.config
         _check_same_labels(record.task, file, split)
         data = load(file, split, record.task, config.calibrated, config.steps)
+        without_label = unlabelled(file, split, record.task)
         values = values_of(file, split, data.ids) if record.task.is_polarity else None
         if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
             data = cache(data, load_encoder(encoder_name(file.recipe), frozen=True))
@@ -98,11 +109,25 @@ def evaluate(
         data = data.without(modality)
     predictions = predict_split(model, data)
     unimodal = read_truth(truth, data.ids, record.task) if truth else {key: data.label(key).numpy() for key in "TAV"}
-    return figures(record, data.label("M").numpy(), unimodal, predictions, values) | {
-        "features": str(features),
-        "split": split,
-        "dropped": list(drop),
-    }
+    result = figures(record, data.label("M").numpy(), unimodal, predictions, values)
+    result["left_out"]["without_label"] = without_label
+    about = {"features": str(features), "split": split, "dropped": list(drop), "status": record.status}
+    return result | about | {"notes": _notes(record, split, result["left_out"])}
+
+
+def _notes(record: runs.Record, split: str, left_out: dict[str, int]) -> list[str]:
+    """What a reader of the figures must know."""
+    notes = []
+    if record.status == "interrupted":
+        trained = record.history.get("finetune")
+        when = f"after epoch {len(trained)} of stage 2" if trained else "before stage 2: its router is untrained"
+        notes.append(f"the run was interrupted {when}; `cmc train --resume` goes on")
+    if split in _SEEN:
+        notes.append(_SEEN[split])
+    for kind, clips in left_out.items():
+        if clips:
+            notes.append(f"left out: {clips} {'clip' if clips == 1 else 'clips'} {kind.replace('_', ' ')}")
+    return notes
 
 
 def write(folder: Path, result: dict[str, Any]) -> list[Path]:
@@ -138,7 +163,16 @@ def figures(
     predictions: Predictions,
     values: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
-    """Everything that `cmc evaluate` reports, for clips with classes `truth` (N,) and, of polarity, labels `values`."""
+    """Everything that `cmc evaluate` reports, for clips with classes `truth` (N,) and, of polarity, labels `values`.
+
+    Clips that have nothing to predict from are left out, and counted. Raises DataError where that leaves none.
+    """
+    known = predictions.present.sum(1) > 0
+    if not known.any():
+        raise DataError(f"none of {len(known)} clips has any of {', '.join(record.config.modalities)}")
+    truth, predictions = truth[known], predictions.select(known)
+    unimodal = {key: classes[known] for key, classes in unimodal.items()}
+    values = None if values is None else values[known]
     task, question = record.task, record.config.polarity if record.task.is_polarity else None
     counts = np.array(record.majority)
     train = np.repeat(np.arange(task.classes), counts)
@@ -157,6 +191,7 @@ def figures(
         "confusion": matrix.tolist(),
         "experts": _experts(truth, unimodal, predictions),
         "definitions": [DEFINITIONS[question], NON0] if question else [],
+        "left_out": {"without_any_modality": int((~known).sum())},
     }
     result |= _routing(task, truth, groups, predictions) | _calibration(record, truth, predictions.logits)
     if values is not None and record.calibration.class_values is not None:
@@ -165,7 +200,8 @@ def figures(
     if record.relabelled:
         result["pseudo_labels"] = record.relabelled
         result["relabelled"] = {
-            m: 1 - float(np.trace(moved) / max(np.sum(moved), 1)) for m, moved in record.relabelled.items()
+            m: 1 - float(np.trace(moved) / np.sum(moved)) if np.sum(moved) else None
+            for m, moved in record.relabelled.items()
         }
     return result
 
@@ -189,19 +225,20 @@ def _experts(
 def _routing(
     task: Task, truth: NDArray[np.int64], groups: dict[str, NDArray[np.bool_]], predictions: Predictions
 ) -> dict[str, Any]:
-    """Mean router weight per modality over all clips, and how weights spread per group and true class over those that
-    have the modality."""
+    """Mean router weight per modality over all clips, and, per group and true class over those that have the modality,
+    the mean and how weights spread."""
     groups = groups | {name: truth == k for k, name in enumerate(task.class_names)}
     spread: dict[str, dict[str, list[int]]] = {}
+    means: dict[str, dict[str, float | None]] = {}
     for name, rows in groups.items():
         if rows.any():
-            there = {m: rows & predictions.present[:, k] for k, m in enumerate(predictions.experts)}
-            spread[name] = {
-                m: np.histogram(predictions.gates[there[m], k], ROUTER_BINS, (0, 1))[0].tolist()
-                for k, m in enumerate(predictions.experts)
+            gates = {
+                m: predictions.gates[rows & predictions.present[:, k], k] for k, m in enumerate(predictions.experts)
             }
-    means = {m: float(predictions.gates[:, k].mean()) for k, m in enumerate(predictions.experts)}
-    return {"router": means, "router_histogram": spread}
+            spread[name] = {m: np.histogram(found, ROUTER_BINS, (0, 1))[0].tolist() for m, found in gates.items()}
+            means[name] = {m: float(found.mean()) if len(found) else None for m, found in gates.items()}
+    overall = {m: float(predictions.gates[:, k].mean()) for k, m in enumerate(predictions.experts)}
+    return {"router": overall, "router_means": means, "router_histogram": spread}
 
 
 def _calibration(record: runs.Record, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> dict[str, Any]:
@@ -239,18 +276,22 @@ def _regression(
 def read_truth(path: Path, ids: tuple[str, ...], task: Task) -> dict[str, NDArray[np.int64]]:
     """`T`, `A`, `V` → classes (N,) from a csv, in the order of `ids`.
 
-    Raises UsageError where there is no file, DataError naming what it lacks.
+    Raises UsageError where there is no file, or none of text; DataError naming what it lacks.
     """
     if not path.is_file():
         raise UsageError(f"no file with unimodal labels at {path}")
     columns = [f"label_{letter}" for letter in "TAV"]
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no csv: it is not text in UTF-8") from None
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         if missing := {"video_id", "clip_id", *columns} - set(reader.fieldnames or ()):
             raise DataError(f"{path} lacks the columns {', '.join(sorted(missing))}")
         try:
             rows = {f"{r['video_id']}$_${r['clip_id']}": [_class(r[c] or "", task) for c in columns] for r in reader}
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:
             raise DataError(f"{path}: {error}") from None
     if absent := [id for id in ids if id not in rows]:
         raise DataError(f"{path} lacks {len(absent)} of {len(ids)} clips, {absent[0]} among them")

@@ -123,7 +123,7 @@ def _router(result: Mapping[str, Any]) -> Figure:
             edges = np.linspace(0, 1, len(counts) + 1)
             color = _BLUE if group in result["clips"] else _ORANGE
             axes.stairs(base + 0.85 * counts / counts.max(), edges, baseline=base, fill=True, color=color, alpha=0.8)
-            mean = float((counts * (edges[:-1] + edges[1:]) / 2).sum() / counts.sum())
+            mean = _mean(result["router_means"][group][m])
             axes.plot([mean, mean], [base, base + 0.85], color="black", linewidth=1)
         axes.set(xlim=(0, 1), ylim=(0, len(groups)), xlabel="router weight")
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -143,10 +143,16 @@ def _pseudo_labels(result: Mapping[str, Any]) -> Figure:
     for axes, m in zip(np.atleast_1d(figure.subplots(1, len(modalities), sharey=True)), modalities, strict=True):
         counts = np.array(result["pseudo_labels"][m])
         _matrix(axes, counts, names, "pseudo label", "clip's label" if m == modalities[0] else "")
-        changed = 1 - np.trace(counts) / max(counts.sum(), 1)
-        axes.set_title(f"{m}: {100 * changed:.1f} % of {counts.sum()} differ", fontsize="medium")
+        share = result["relabelled"][m]
+        title = f"{100 * _mean(share):.1f} % of {counts.sum()} differ" if share is not None else "no clip has it"
+        axes.set_title(f"{m}: {title}", fontsize="medium")
     figure.suptitle(f"Pseudo labels of the training clips{_seeds(result)}", fontsize="medium")
     return figure
+
+
+def _mean(value: float | Sequence[float]) -> float:
+    """A figure, or its mean over seeds."""
+    return value if isinstance(value, int | float) else value[0]
 
 
 def _number(value: float | Sequence[float], digits: int) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmc import run as runs
 from cmc.calibration import expected_values, probabilities
 from cmc.config import MODALITIES, UsageError
-from cmc.data import Split, finite, shorten, text_mask
+from cmc.data import DataError, Split, finite, shorten, text_mask
 from cmc.evaluate import check_same_features
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 
@@ -70,13 +70,15 @@ def predict(folder: Path, path: Path, text: str, start: float | None = None, end
 
 def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]]) -> Prediction:
     """Classify one clip from its rows, as the feature file holds them: `text` (L, D), `text_bert` (3, L), `audio`
-    (T, D), `audio_mask` (T,), and the same for vision."""
+    (T, D), `audio_mask` (T,), and the same for vision. Raises DataError where the clip has no modality."""
     split = one_clip(rows, record)
     if "text" in record.config.use and record.text_encoder is None and not is_cached(record.features["recipe"]):
         split = cache(split, load_encoder(encoder_name(record.features["recipe"]), frozen=True))
     model = runs.load_model(folder, record)
     with torch.inference_mode():
         output = model(split.batch(torch.tensor([0])))
+    if not output.present.any():
+        raise DataError(f"the clip has nothing to predict from: none of {', '.join(model.modalities)}")
     names, calibration = record.task.class_names, record.calibration
     fused = probabilities(output.logits.numpy(), calibration.temperature)
     gates = dict(zip(model.modalities, output.gates[0].tolist(), strict=True))

@@ -88,6 +88,8 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     hidden = f", without {' and '.join(result['dropped'])}" if result["dropped"] else ""
     console.print(f"Split {result['split']}{hidden}{spread}", highlight=False)
+    for note in result["notes"]:
+        console.print(f"Note: {note}.", highlight=False)
     table = Table()
     table.add_column("")
     for group, clips in result["clips"].items():
@@ -120,7 +122,9 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
         console.print(f"{definition}.", highlight=False)
     _show_calibration(console, result)
     if "relabelled" in result:
-        shares = ", ".join(f"{m} {percent(share)} %" for m, share in result["relabelled"].items())
+        shares = ", ".join(
+            f"{m} {percent(share)}{' %' if share is not None else ''}" for m, share in result["relabelled"].items()
+        )
         console.print(f"Pseudo labels of training clips that differ from the clip's label: {shares}.", highlight=False)
 
 

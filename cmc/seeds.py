@@ -11,7 +11,7 @@ from cmc import run as runs
 from cmc.metrics import mean_std
 
 INDEX = "seeds.json"
-_SPREAD = ("cmc", "per_class", "regression", "experts", "router", "calibration", "relabelled")
+_SPREAD = ("cmc", "per_class", "regression", "experts", "router", "router_means", "calibration", "relabelled")
 _POOLED = ("confusion", "router_histogram", "reliability", "pseudo_labels")
 
 
@@ -59,8 +59,16 @@ def forget(run: Path) -> None:
 
 
 def best(run: Path) -> Path:
-    """The run folder of lowest validation loss."""
-    return min(folders(run), key=lambda folder: runs.read(folder).validation["loss"])
+    """The run folder of highest validation accuracy, and of those the one of lowest loss.
+
+    Not of lowest loss alone: that has terms with the seed's own pseudo labels.
+    """
+
+    def rank(folder: Path) -> tuple[float, float]:
+        found = runs.read(folder).validation
+        return -found["accuracy"], found["loss"]
+
+    return min(folders(run), key=rank)
 
 
 def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -70,8 +78,10 @@ def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     joined = {key: value for key, value in first.items() if key not in (*_SPREAD, *_POOLED)}
     joined |= {key: _spread([r[key] for r in results]) for key in _SPREAD if key in first}
     joined |= {key: _pooled([r[key] for r in results]) for key in _POOLED if key in first}
-    notes = dict.fromkeys(r["calibration_note"] for r in results)
-    return joined | {"calibration_note": "; ".join(notes), "seeds": len(results)}
+    joined["calibration_note"] = "; ".join(dict.fromkeys(r["calibration_note"] for r in results))
+    joined["notes"] = list(dict.fromkeys(note for r in results for note in r["notes"]))
+    joined["status"] = "finished" if all(r["status"] == "finished" for r in results) else "interrupted"
+    return joined | {"seeds": len(results)}
 
 
 def _spread(values: Sequence[Any]) -> Any:

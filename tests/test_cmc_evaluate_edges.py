@@ -3,9 +3,13 @@ or modalities, runs that were cut short, files that are damaged."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,11 +17,14 @@ import torch
 from cmc import run as runs
 from cmc.cli import main
 from cmc.config import MODALITIES
-from cmc.data import load, open_features, task_of
+from cmc.data import DataError, load, open_features, task_of
 from cmc.evaluate import evaluate, predict_split
+from cmc.pictures import _pseudo_labels, _router
 from cmc.planted import Plan, plant
-from cmc.predict import Prediction
+from cmc.predict import Prediction, classify
 from cmc.report import show_prediction
+from cmc.seeds import best, together
+from mmfeat.layout import FeatureFile
 
 QUICK = ["--layers", "1", "--pretrain-epochs", "4", "--epochs", "2", "--batch-size", "12", "--text", "freeze"]
 QUICK += ["--lr", "0.005"]
@@ -96,3 +103,95 @@ def test_a_folder_without_a_run_keeps_its_files(features: Path, tmp_path: Path) 
     (tmp_path / "metrics.json").write_text("mine")
     assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--overwrite"]) == 0
     assert (tmp_path / "metrics.json").read_text() == "mine"
+
+
+@pytest.fixture
+def gaps(features: Path, tmp_path: Path) -> Path:
+    """Per split, one clip without a label and, in the test split, two more that have no modality."""
+    path = tmp_path / "gaps.h5"
+    shutil.copy(features, path)
+    with h5py.File(path, "r+") as file:
+        for split in ("train", "valid", "test"):
+            file[split]["regression_labels"][0] = np.nan
+        for key in ("text_bert", "audio_mask", "vision_mask"):
+            file["test"][key][1:3] = 0
+    return path
+
+
+def test_clips_that_are_left_out_are_counted(
+    one_expert: Path, gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(gaps), "-o", str(tmp_path / "run"), *QUICK]) == 0
+    said = capsys.readouterr().err
+    assert all(f"1 clips of split {split} left out: they have no label" in said for split in ("train", "valid"))
+    result = evaluate(one_expert, gaps)
+    assert result["left_out"] == {"without_any_modality": 2, "without_label": 1}
+    assert result["clips"]["overall"] == np.sum(result["confusion"]) == 21
+    assert main(["evaluate", str(one_expert), str(gaps)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: 2 clips without any modality." in said and "left out: 1 clip without label." in said
+    with h5py.File(gaps, "r+") as file:
+        file["test"]["text_bert"][:] = 0
+    assert main(["evaluate", str(one_expert), str(gaps), "--drop", "audio", "--drop", "vision"]) == 4
+    assert "none of 23 clips has any of text, audio, vision" in capsys.readouterr().err
+
+
+def test_a_clip_without_modalities_is_not_predicted(one_expert: Path, gaps: Path) -> None:
+    keys = ("text", "text_bert", "audio", "audio_mask", "vision", "vision_mask")
+    with FeatureFile(gaps) as file:
+        nothing = {key: file.read("test", key)[1] for key in keys}
+    with pytest.raises(DataError, match="nothing to predict from: none of text, audio, vision"):
+        classify(one_expert, runs.read(one_expert), nothing)
+
+
+def test_what_a_reader_must_know(one_expert: Path, features: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(one_expert, run)
+    assert evaluate(run, features)["notes"] == [] and evaluate(run, features)["status"] == "finished"
+    assert "trained on this split" in evaluate(run, features, "train")["notes"][0]
+    assert "selected on this split" in evaluate(run, features, "valid")["notes"][0]
+    record = json.loads((run / "run.json").read_text()) | {"status": "interrupted"}
+    (run / "run.json").write_text(json.dumps(record))
+    result = evaluate(run, features)
+    assert result["status"] == "interrupted" and "after epoch 2 of stage 2" in result["notes"][0]
+    del record["history"]["finetune"]
+    (run / "run.json").write_text(json.dumps(record))
+    result = evaluate(run, features)
+    assert "before stage 2" in result["notes"][0]
+    assert together([result, result | {"status": "finished", "notes": []}])["notes"] == result["notes"]
+    assert together([result, result | {"status": "finished"}])["status"] == "interrupted"
+
+
+def test_no_pseudo_labels_of_a_modality_that_no_clip_has(one_expert: Path, features: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(one_expert, run)
+    record = json.loads((run / "run.json").read_text())
+    record["relabelled"]["audio"] = np.zeros((3, 3), int).tolist()
+    (run / "run.json").write_text(json.dumps(record))
+    result = evaluate(run, features)
+    assert result["relabelled"]["audio"] is None and result["relabelled"]["text"] is not None
+    for several in (result, together([result, result])):
+        titles = [axes.get_title() for axes in _pseudo_labels(several).axes]
+        assert titles[1] == "audio: no clip has it" and titles[0].startswith("text: 0.0 % of ")
+
+
+def test_the_mean_of_the_routers_weights_is_exact(features: Path, tmp_path: Path) -> None:
+    assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--use", "text", "audio"]) == 0
+    result = evaluate(tmp_path, features)
+    with open_features(features) as file:
+        test = load(file, "test", task_of(file))
+    output = predict_split(runs.load_model(tmp_path, runs.read(tmp_path)), test)
+    expected = output.gates[test.present("audio").numpy(), 1].mean()
+    assert result["router_means"]["overall"]["audio"] == pytest.approx(expected, rel=1e-6)
+    for several in (result, together([result, result])):
+        lines = _router(several).axes[1].get_lines()
+        drawn = [line.get_xdata()[0] for line in lines if len(set(line.get_xdata())) == 1]
+        assert drawn[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_run_for_predictions_is_the_most_accurate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "seeds.json").write_text('{"runs": ["a", "b", "c"]}')
+    figures = {"a": (0.7, 1.0), "b": (0.8, 3.0), "c": (0.8, 2.0)}
+    validation = {name: {"accuracy": accuracy, "loss": loss} for name, (accuracy, loss) in figures.items()}
+    monkeypatch.setattr("cmc.run.read", lambda folder: SimpleNamespace(validation=validation[folder.name]))
+    assert best(tmp_path) == tmp_path / "c"

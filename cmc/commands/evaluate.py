@@ -7,8 +7,8 @@ from cmc.commands.exits import OK
 
 SUMMARY = "figures of a run on the test split"
 DESCRIPTION = """\
-Evaluate a run, once, on a split it was not trained on. Writes metrics.json into the run folder, and pictures: the
-confusion matrix, reliability, the router's weights and, of the training clips, what became of the pseudo labels."""
+Evaluate a run, once, on the test split, which it has not seen. Writes metrics.json into the run folder, and pictures:
+the confusion matrix, reliability, the router's weights and, of the training clips, what became of the pseudo labels."""
 EXAMPLES = (
     "cmc evaluate runs/first features.h5",
     "cmc evaluate runs/first features.h5 --truth planted.csv      consistent and conflicting clips apart",

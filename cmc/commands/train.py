@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{label}already trained, nothing to do (--overwrite trains again)")
         records.append(done)
-        for note in unseen(done.task.class_names, done.majority) if k == 0 else ():
+        for note in (*unseen(done.task.class_names, done.majority), *_left_out(args.features, done)) if k == 0 else ():
             print(f"note: {note}", file=sys.stderr)
         if done.status == "interrupted":
             print(f"interrupted: {args.out / name} holds the best model so far; --resume goes on", file=sys.stderr)
@@ -106,6 +106,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.out}: validation accuracy {percent(valid['accuracy'])} %, trained in {record.seconds:.0f} s")
     print(f"next: cmc evaluate {args.out} {args.features}")
     return OK
+
+
+def _left_out(features: Path, record: Any) -> list[str]:
+    """What is to be said of clips without a label."""
+    from cmc.data import unlabelled
+    from mmfeat.layout import FeatureFile
+
+    with FeatureFile(features) as file:
+        counts = {split: unlabelled(file, split, record.task) for split in ("train", "valid")}
+    return [f"{clips} clips of split {split} left out: they have no label" for split, clips in counts.items() if clips]
 
 
 def _clear(features: Path, out: Path, names: list[str]) -> None:
