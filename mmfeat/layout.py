@@ -91,7 +91,7 @@ class FeatureFile:
         if kind != FORMAT or version != FORMAT_VERSION:
             self._file.close()
             raise LayoutError(
-                f"{self.path} is not a feature file of version {FORMAT_VERSION}: format {kind!r}, version {version!r}"
+                f"{self.path} is not a feature file of version {FORMAT_VERSION}: format {kind}, version {version}"
             )
 
     def __enter__(self) -> Self:

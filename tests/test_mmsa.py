@@ -84,6 +84,13 @@ def test_anything_else_is_refused_by_name(tmp_path, monkeypatch, value, reason, 
     assert not (tmp_path / "hacked").exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_is_called_one(tmp_path, zipped):
+    torch.save({"train": torch.ones(2)}, tmp_path / "x.pkl", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(MMSAError, match=r"torch\.save.* no pickle.*pickle\.dump"):
+        load(tmp_path / "x.pkl")
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

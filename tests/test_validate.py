@@ -191,6 +191,20 @@ def test_one_fault_is_found_and_nothing_else(path: Path, spoil: Callable[[h5py.F
     assert found(validate(path)) - (statistics - expected) == expected
 
 
+def test_what_is_said_of_another_version_and_of_an_absent_modality(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(path, "a") as file:
+        file["test/vision_mask"][1] = False
+    (absent,) = (finding for finding in validate(path).findings if finding.check == "absent")
+    assert "other modalities are used" in absent.advice
+    with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = 99
+    assert main(["validate", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert "version 99" in shown.out + shown.err and "int64" not in shown.out + shown.err
+
+
 def replace(file: h5py.File, key: str, values: np.ndarray) -> None:
     del file[key]
     file[key] = values

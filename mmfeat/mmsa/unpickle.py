@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 from mmfeat.mmsa import MMSAError
 
 _DEPTH, _AROUND = 50, 5
+_ZIP = b"PK\x03\x04"
+_TORCH = 0x1950A86A20F9469CFC6C
+"""The number that a file of torch.save's began with before version 1.6 of torch."""
+_PICKLE_IT = "where it was made, load it with torch.load and write its arrays, as numpy's, with pickle.dump"
 _TYPE = re.compile(r"[<>=|]?(?:[?biufcSU]\d*|O8?)")
 _ATOMS = (str, bytes, int, float, complex, bool, type(None))
 # What a damaged pickle makes the standard library raise.
@@ -38,11 +42,17 @@ class RefusedError(MMSAError):
 def load(path: str | Path) -> Any:
     """What a pickle holds. Its arrays use the bytes as they were read: there is no second copy, and most are read-only.
 
-    Raises RefusedError with the name of anything else that it asks for, MMSAError where it is damaged or no pickle, and
-    FileNotFoundError. Nothing that it names is ever imported or called.
+    Raises RefusedError with the name of anything else that it asks for, MMSAError where it is damaged, no pickle or
+    torch's, and FileNotFoundError. Nothing that it names is ever imported or called.
     """
     with Path(path).open("rb") as file:
-        return _load(file, str(path))
+        if file.read(len(_ZIP)) == _ZIP:
+            raise MMSAError(f"{path} is a zip archive, as torch.save writes it, and no pickle: {_PICKLE_IT}")
+        file.seek(0)
+        value = _load(file, str(path))
+    if isinstance(value, int) and value == _TORCH:
+        raise MMSAError(f"{path} is a file of torch.save's, and no pickle of features: {_PICKLE_IT}")
+    return value
 
 
 def loads(data: bytes, where: str) -> Any:

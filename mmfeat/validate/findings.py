@@ -53,7 +53,9 @@ CHECKS = {
         "error", "every {what} value is 0, though steps count as measured", "mask the clip's steps, or " + _AGAIN
     ),
     "no-vectors": Check("warning", "there are token ids, but no text vectors", "train with --text finetune"),
-    "absent": Check("warning", "the clip has no {what} at all", "look whether that is so; training leaves it out"),
+    "absent": Check(
+        "warning", "the clip has no {what} at all", "look whether that is so; its other modalities are used"
+    ),
     "trailing-zeros": Check(
         "warning", "the last steps of {what} that count as measured are all 0", "the length may be too long, or no face"
     ),
