@@ -6,7 +6,7 @@ no epoch is there twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +61,14 @@ class Board:
         self._writer.add_hparams(settings, {f"validation/{n}": v for n, v in figures.items()}, run_name=".")
 
         self._writer.close()
+
+
+def write(
+    folder: Path, config: Config, history: Mapping[str, Sequence[Mapping[str, float]]], figures: Mapping[str, float]
+) -> None:
+    """The events of a run that is finished: its history, stage by stage, and what it reached."""
+    board = Board(folder)
+    for stage, rows in history.items():
+        for row in rows:
+            board.row(stage, row)
+    board.result(config, figures)

@@ -69,6 +69,14 @@ def test_curves_are_the_history(features: Path, tmp_path: Path) -> None:
     assert_is_the_history(tmp_path)
 
 
+def test_a_finished_run_gets_its_curves_later(features: Path, tmp_path: Path) -> None:
+    call = ["train", str(features), "-o", str(tmp_path), *COMMAND]
+    assert main(call[:-1]) == 0
+    assert not (tmp_path / FOLDER).exists()
+    assert main(call) == 0
+    assert_is_the_history(tmp_path)
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_run_that_went_on_has_no_epoch_twice(
     stage: str, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -345,9 +345,15 @@ def test_cmc_takes_a_pickle(
     pickled, run = tmp_path / "a.pkl", tmp_path / "run"
     export(planted[True], pickled, "sims")
     short = ["--layers", "1", "--epochs", "1", "--pretrain-epochs", "1"]
-    assert cmc(["train", str(pickled), "-o", str(run), *short]) == 0
-    first = capsys.readouterr().err
-    assert f"converting {pickled} to " in first and "text stays as it is" in first
+    settings = tmp_path / "lr.yaml"
+    settings.write_text("lr: 0.002")  # says nothing of text
+    assert cmc(["train", str(pickled), "-o", str(run), *short, "--config", str(settings)]) == 0
+    shown = capsys.readouterr()
+    assert f"converting {pickled} to " in shown.err and "text stays as it is" in shown.err
+    assert f"next: cmc evaluate {run} {pickled}" in shown.out
+    settings.write_text("text: finetune")
+    assert cmc(["train", str(pickled), "-o", str(tmp_path / "other"), *short, "--config", str(settings)]) == 2
+    assert "text stays as it is" not in capsys.readouterr().err
     assert cmc(["evaluate", str(run), str(pickled)]) == 0
     assert "converted before" in capsys.readouterr().err
     call = ["ablate", str(pickled), "-o", str(tmp_path / "ablation"), "--seeds", "1", "--variants", "text only", *short]

@@ -48,5 +48,5 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {record.config.layers} layers, width {record.config.width}, {record.config.heads} heads; "
         f"validation accuracy {percent(record.validation['accuracy'])} %"
     )
-    print(f"next: cmc evaluate {args.out} {args.features}")
+    print(f"next: cmc evaluate {args.out} {args.given}")
     return OK

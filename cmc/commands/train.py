@@ -85,9 +85,13 @@ def run(args: argparse.Namespace) -> int:
                 journal.forget(args.out / name)  # there is nothing to go on from
                 raise
             if done.streamed:
-                print(f"{label}read {args.features} batch by batch (--stream {args.stream})", file=sys.stderr)
+                print(f"{label}read {args.given} batch by batch (--stream {args.stream})", file=sys.stderr)
         else:
             print(f"{label}already trained, nothing to do (--overwrite trains again)")
+            if args.tensorboard:
+                from cmc.board import write
+
+                write(args.out / name, wanted, done.history, done.validation)
         records.append(done)
         for note in (*unseen(done.task.class_names, done.majority), *_left_out(args.features, done)) if k == 0 else ():
             print(f"note: {note}", file=sys.stderr)
@@ -104,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         (args.out / seeds.INDEX).unlink(missing_ok=True)
         valid, record = runs.read(args.out).validation, records[0]
         print(f"{args.out}: validation accuracy {percent(valid['accuracy'])} %, trained in {record.seconds:.0f} s")
-    print(f"next: cmc evaluate {args.out} {args.features}")
+    print(f"next: cmc evaluate {args.out} {args.given}")
     return OK
 
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if interrupted:
         print(f"interrupted: the same call goes on with {args.out}", file=sys.stderr)
         return INTERRUPTED
-    print(f"next: cmc train {args.features} -o RUN --config {args.out / BEST}")
+    print(f"next: cmc train {args.given} -o RUN --config {args.out / BEST}")
     return OK
 
 
