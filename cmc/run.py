@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -117,28 +119,41 @@ def read(folder: Path) -> Record:
         raise RunError(f"{folder} holds no finished run (no run.json): train one with `cmc train FEATURES -o {folder}`")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format_version") != FORMAT_VERSION:
-            raise RunError(f"{path} is of version {values.get('format_version')}, not {FORMAT_VERSION}")
-        values["config"] = Config.model_validate(values["config"])
-        task = values["task"]
-        values["task"] = Task(tuple(task["class_names"]), task["is_polarity"])
-        values["calibration"] = Calibration(**values.get("calibration", {}))
-        return Record(**values)
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        if not isinstance(values, dict):
+            raise TypeError("it holds no object")
+        if values.get("format_version") == FORMAT_VERSION:
+            return _record(values)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise RunError(f"{path} is damaged: {reason}") from None
+    raise RunError(f"{path} is of version {values.get('format_version')}, not {FORMAT_VERSION}")
+
+
+def _record(values: dict[str, Any]) -> Record:
+    """Raises KeyError, TypeError, and ValueError for a config that is refused."""
+    values["config"] = Config.model_validate(values["config"])
+    task = values["task"]
+    values["task"] = Task(tuple(task["class_names"]), task["is_polarity"])
+    values["calibration"] = Calibration(**values.get("calibration", {}))
+    return Record(**values)
 
 
 def load_model(folder: Path, record: Record) -> Multimodal:
-    """The run's model in evaluation mode."""
+    """The run's model in evaluation mode. Raises RunError where its weights are damaged or another model's."""
     encoder = rebuild_encoder(record.text_encoder) if record.text_encoder else None
     model = Multimodal(record.columns, record.task.classes, record.config, encoder)
-    model.load_state_dict(load_file(folder / MODEL))
+    weights = _load(folder / MODEL)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise RunError(f"{folder / MODEL} does not belong to {folder / RECORD}: {reason}") from None
     return model.eval()
 
 
 def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
     """Stage 1's models in evaluation mode; a finetuned text encoder is not among them, only a frozen one's reader."""
-    weights = load_file(folder / UNIMODAL)
+    weights = _load(folder / UNIMODAL)
     models = {}
     for m in record.config.modalities:
         models[m] = Unimodal(m, record.columns[m], record.task.classes, record.config)
@@ -149,9 +164,31 @@ def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
 
 
 def load_pseudo_labels(folder: Path) -> dict[str, np.ndarray]:
-    """`{split}_id` and `{split}_{T,A,V}` → soft states (N, K)."""
-    with np.load(folder / PSEUDO_LABELS, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    """`{split}_id` and `{split}_{T,A,V}` → soft states (N, K), of the training and validation split.
+
+    Raises RunError where the file is damaged.
+    """
+    path = folder / PSEUDO_LABELS
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if missing := {"train_id", "valid_id"} - arrays.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from None
+    return arrays
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises RunError where it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} is damaged ({error}): restore it, or train again with --overwrite")
 
 
 def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

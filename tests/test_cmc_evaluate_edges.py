@@ -195,3 +195,54 @@ def test_the_run_for_predictions_is_the_most_accurate(tmp_path: Path, monkeypatc
     validation = {name: {"accuracy": accuracy, "loss": loss} for name, (accuracy, loss) in figures.items()}
     monkeypatch.setattr("cmc.run.read", lambda folder: SimpleNamespace(validation=validation[folder.name]))
     assert best(tmp_path) == tmp_path / "c"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", None, "model.safetensors is damaged"),
+        ("pseudo_labels.npz", None, "pseudo_labels.npz is damaged"),
+        ("pseudo_labels.npz", b"", "pseudo_labels.npz is damaged"),
+        ("pseudo_labels.npz", b"no archive", "pseudo_labels.npz is damaged"),
+        ("run.json", b"[1]", "run.json is damaged: it holds no object"),
+        ("run.json", b'{"format_version": 1}', "run.json is damaged: it lacks 'config'"),
+        ("run.json", b"\xff", "run.json is damaged"),
+        ("run.json", b"{}", "run.json is of version None, not 1"),
+        ("seeds.json", b"{", "seeds.json is damaged"),
+        ("seeds.json", b"{}", "seeds.json is damaged (no 'runs')"),
+        ("seeds.json", b'{"runs": []}', "seeds.json is damaged (it names no runs)"),
+        ("seeds.json", b'{"runs": [1]}', "seeds.json is damaged"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(
+    name: str,
+    content: bytes | None,
+    said: str,
+    one_expert: Path,
+    features: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(one_expert, run)
+    (run / name).write_bytes((run / name).read_bytes()[:-200] if content is None else content)
+    assert main(["evaluate", str(run), str(features)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_weights_of_another_model(
+    one_expert: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(one_expert, run)
+    shutil.copy(run / "unimodal.safetensors", run / "model.safetensors")
+    assert main(["evaluate", str(run), str(features)]) == 2
+    error = capsys.readouterr().err
+    assert "does not belong to" in error and error.count("\n") == 1
+
+
+def test_truth_that_is_no_text(one_expert: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(one_expert), str(features), "--truth", str(features)]) == 2
+    error = capsys.readouterr().err
+    assert f"{features} is no csv" in error and error.count("\n") == 1
