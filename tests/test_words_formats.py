@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmfeat.track import Word
 from mmfeat.words import textgrid
-from mmfeat.words.formats import READERS, WRITERS, FormatError, Stretch, read, write
+from mmfeat.words.formats import READERS, WRITERS, FormatError, SpeakersError, Stretch, read, write
 
 LONG = '''File type = "ooTextFile"
 Object class = "TextGrid"
@@ -228,6 +228,33 @@ def test_subtitles(tmp_path: Path) -> None:
         read(written(tmp_path, "c.srt", "hello"))
 
 
+def test_times_inside_of_a_cue(tmp_path: Path) -> None:
+    vtt = "WEBVTT\n\n00:01.000 --> 00:02.500\nR&amp;B<00:00:01.500><c> it</c> <00:02.000><b>rained hard</b>\n"
+    expected = [("R&B", 1, 1.5), ("it", 1.5, 2), ("rained hard", 2, 2.5)]
+    assert times(read(written(tmp_path, "a.vtt", vtt))) == expected
+    with pytest.raises(FormatError, match=r"'it' is said from 1\.5 to 1\.2 s"):
+        read(written(tmp_path, "b.vtt", vtt.replace("00:02.000", "00:01.200")))
+
+
+def test_words_of_several_speakers(tmp_path: Path) -> None:
+    ctm = written(tmp_path, "a.ctm", "v A 0.5 0.25 so 1.0000001\nv B 0.75 0.1 no\n")
+    with pytest.raises(
+        SpeakersError, match="there are 2 channels of words, 'A', 'B': choose one with `tier`"
+    ) as caught:
+        read(ctm)
+    assert [read(ctm, tier=choice) for choice in caught.value.choices] == [
+        [Stretch("so", 0.5, 0.75)],
+        [Stretch("no", 0.75, 0.85)],
+    ]
+    with pytest.raises(FormatError, match="no channel 'C'; there are: A, B"):
+        read(ctm, tier="C")
+    tiers = {f"{who} - words": {"type": "interval", "entries": [[0, 1, who]]} for who in "ab"}
+    mfa = written(tmp_path, "a.json", json.dumps({"tiers": tiers}))
+    with pytest.raises(SpeakersError, match="2 tiers of words, 'a - words', 'b - words': choose"):
+        read(mfa)
+    assert times(read(mfa, tier="b - words")) == [("b", 0, 1)]
+
+
 @pytest.mark.parametrize("root", ["", "words/"])
 def test_computational_sequences(tmp_path: Path, root: str) -> None:
     path = tmp_path / "words.csd"
@@ -246,9 +273,10 @@ def test_computational_sequences(tmp_path: Path, root: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.csv", "word,start\nso,1\n", "columns word, start and end"),
+        ("a.csv", "word,start\nso,1\n", "columns word, start and end; not there: end$"),
+        ("a.ctm", "v 1 0 1 so\nv 1 1 1 it lex\n", "line 2: 'lex' is not a number"),
         ("a.csv", "word,start,end\nso,1\n", "fewer columns"),
-        ("a.csv", "word,start,end\nso,late,2\n", "could not convert"),
+        ("a.csv", "word,start,end\nso,late,2\n", "line 2: 'late' is not a number"),
         ("a.csv", "word,start,end\nso,nan,2\n", "from nan to 2 s"),
         ("a.csv", "word,start,end\nso,3,2\n", "from 3 to 2 s"),
         ("a.csv", "word,start,end\nso,-inf,2\n", "from -inf to 2 s"),

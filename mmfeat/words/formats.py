@@ -24,9 +24,20 @@ from mmfeat.words.json_dialects import from_json
 
 T = TypeVar("T")
 
+_ROUNDING = 1e-4
+
 
 class FormatError(AlignmentError):
     """A file of word times cannot be read, or cannot hold what should be written."""
+
+
+class SpeakersError(FormatError):
+    """A file has the words of several speakers, and none was chosen."""
+
+    def __init__(self, message: str, choices: Sequence[str]):
+        super().__init__(message)
+        self.choices = choices
+        """Values of `tier`."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +56,23 @@ def read(path: Path, names: Sequence[str] = (), tier: str | None = None) -> list
     """What a file says, in order of time; starts and ends are finite and in order.
 
     `names` are those under which the recording may go in a file of several, the likeliest first. `tier` is the tier of
-    a TextGrid or of MFA's JSON, by default the one for words. Raises FormatError, naming the file and the cause.
+    a TextGrid or of MFA's JSON, by default the one for words, or the channel of a CTM, by default the only one.
+
+    Raises FormatError, naming the file and the cause, and SpeakersError where `tier` must say who is meant.
     """
     parse = READERS.get(path.suffix.lower())
     if parse is None:
         raise FormatError(f"{path}: word times are read from {', '.join(READERS)}, not from {path.suffix or 'this'!r}")
     try:
-        found = [Stretch(*values) for values in parse(path, names, tier)]
+        found = [_stretch(*values) for values in parse(path, names, tier)]
     except FileNotFoundError:
         raise FormatError(f"no file {path}") from None
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror or error}") from None
     except RecursionError:
         raise FormatError(f"{path}: nested too deeply") from None
+    except textgrid.ChoiceError as error:
+        raise SpeakersError(f"{path}: {error}", error.choices) from None
     except (ValueError, OverflowError, csv.Error) as error:
         raise FormatError(f"{path}: {error}") from None
     for stretch in found:
@@ -66,6 +81,13 @@ def read(path: Path, names: Sequence[str] = (), tier: str | None = None) -> list
         if not 0 <= stretch.confidence <= 1:
             raise FormatError(f"{path}: {stretch.text!r} has the confidence {stretch.confidence:g}, not 0 to 1")
     return sorted(found, key=lambda stretch: stretch.start)
+
+
+def _stretch(text: str, start: float, end: float, confidence: float = 1.0) -> Stretch:
+    """A confidence that rounding took out of 0 to 1 is put back."""
+    if -_ROUNDING <= confidence <= 1 + _ROUNDING:
+        confidence = min(max(confidence, 0.0), 1.0)
+    return Stretch(text, start, end, confidence)
 
 
 def write(words: Sequence[Word], path: Path, seconds: float) -> None:
@@ -117,18 +139,31 @@ def _read_json(path: Path, names: Sequence[str], tier: str | None) -> Iterator[V
 
 def _read_ctm(path: Path, names: Sequence[str], tier: str | None) -> Iterator[Values]:
     """NIST's `recording channel start duration word [confidence]`."""
-    lines: dict[str, list[list[str]]] = {}
+    lines: dict[str, list[tuple[str, Values]]] = {}
+    """By recording: channel and word."""
     for number, line in enumerate(decode(path.read_bytes()).split("\n"), 1):
         fields = line.split()
         if not fields or fields[0].startswith(";;"):
             continue
         if len(fields) < 5:
             raise ValueError(f"line {number} is not `recording channel start duration word [confidence]`")
-        lines.setdefault(fields[0], []).append(fields)
-    for _, _, start, duration, word, *rest in _of(lines, names):
-        begin = float(start)
-        confidence = float(rest[0]) if rest and rest[0] != "NA" else 1.0
-        yield word, begin, begin + float(duration), confidence
+        begin, duration = _number(fields[2], number), _number(fields[3], number)
+        confidence = _number(fields[5], number) if len(fields) > 5 and fields[5] != "NA" else 1.0
+        lines.setdefault(fields[0], []).append((fields[1], (fields[4], begin, begin + duration, confidence)))
+    said = _of(lines, names)
+    channels = list(dict.fromkeys(channel for channel, _ in said))
+    if tier is None and len(channels) > 1:
+        raise textgrid.ChoiceError("channels", channels)
+    if tier is not None and tier not in channels:
+        raise ValueError(f"no channel {tier!r}; there are: {', '.join(channels) or 'none'}")
+    yield from (values for channel, values in said if tier in (None, channel))
+
+
+def _number(written: str, line: int) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise ValueError(f"line {line}: {written!r} is not a number") from None
 
 
 def _of(recordings: Mapping[str, list[T]], names: Sequence[str]) -> list[T]:
@@ -143,6 +178,7 @@ def _of(recordings: Mapping[str, list[T]], names: Sequence[str]) -> list[T]:
 
 
 _CUE = re.compile(r"((?:\d+:)?\d+:\d+[.,]\d+)\s*-->\s*((?:\d+:)?\d+:\d+[.,]\d+)")
+_INLINE = re.compile(r"<((?:\d+:)?\d+:\d+\.\d+)>")
 _MARKUP = re.compile(r"<[^<>\n]*>|\{\\[^{}\n]*\}")
 
 
@@ -157,11 +193,16 @@ def _read_subtitles(path: Path, names: Sequence[str], tier: str | None) -> Itera
         times = _CUE.match(line.strip())
         if not times:
             raise ValueError(f"{line.strip()!r} are no times of a cue")
-        text = _MARKUP.sub("", after.partition("\n")[2])
-        if path.suffix.lower() == ".vtt":
-            text = html.unescape(text)
         found = True
-        yield " ".join(text.split()), _clock(times[1]), _clock(times[2])
+        is_vtt = path.suffix.lower() == ".vtt"
+        text, *later = _INLINE.split(after.partition("\n")[2]) if is_vtt else [after.partition("\n")[2]]
+        # WebVTT may say inside of a cue when what follows is said.
+        texts, starts = [text, *later[1::2]], [times[1], *later[::2]]
+        for text, start, end in zip(texts, starts, [*starts[1:], times[2]], strict=True):
+            plain = _MARKUP.sub("", text)
+            words = " ".join((html.unescape(plain) if is_vtt else plain).split())
+            if words or not later:
+                yield words, _clock(start), _clock(end)
     if not found:
         raise ValueError("there is no cue in it")
 
@@ -176,12 +217,15 @@ def _read_csv(path: Path, names: Sequence[str], tier: str | None) -> Iterator[Va
     text = decode(path.read_bytes())
     header = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
-    if missing := {"word", "start", "end"} - set(table.fieldnames or ()):
-        raise ValueError(f"its first line does not name the columns word, start and end ({', '.join(sorted(missing))})")
+    if missing := [name for name in ("word", "start", "end") if name not in (table.fieldnames or ())]:
+        raise ValueError(f"its first line must name the columns word, start and end; not there: {', '.join(missing)}")
     for row in table:
         if None in row.values():
             raise ValueError(f"line {table.line_num} has fewer columns than the first")
-        yield row["word"], float(row["start"]), float(row["end"]), float(row.get("confidence") or 1.0)
+        start, end, confidence = (
+            _number(value, table.line_num) for value in (row["start"], row["end"], row.get("confidence") or "1")
+        )
+        yield row["word"], start, end, confidence
 
 
 _GRID_RATE = 25000  # the GRID corpus counts in steps of 40 µs

@@ -24,16 +24,32 @@ _FREE = re.compile(
 )
 
 
+class ChoiceError(ValueError):
+    """Words of several speakers; the message names those that there are."""
+
+    def __init__(self, kind: str, choices: Sequence[str]):
+        self.choices = tuple(choices)
+        said = ", ".join(map(repr, choices))
+        super().__init__(f"there are {len(choices)} {kind} of words, {said}: choose one with `tier`")
+
+
 def parse(text: str, tier: str | None = None) -> list[Interval]:
     """The intervals of the named tier, or of the one that holds words. Raises ValueError saying what is wrong."""
     return word_tier(dict(_tiers(_values(text))), tier)
 
 
 def word_tier(tiers: Mapping[str, T], name: str | None) -> T:
-    """The tier `name`, or without one that of the words. Raises ValueError naming those that there are."""
-    plain = {known.strip().lower().rpartition(" - ")[2]: known for known in reversed(list(tiers))}
-    alone = next(iter(tiers)) if len(tiers) == 1 else None
-    chosen = name if name is not None else next((plain[known] for known in WORD_TIERS if known in plain), alone)
+    """The tier `name`, or without one that of the words.
+
+    Raises ChoiceError where several speakers have one, ValueError naming those that there are where nobody has.
+    """
+    plain: dict[str, list[str]] = {}
+    for known in tiers:
+        plain.setdefault(known.strip().lower().rpartition(" - ")[2], []).append(known)
+    likely = next((plain[known] for known in WORD_TIERS if known in plain), list(tiers) if len(tiers) == 1 else [])
+    if name is None and len(likely) > 1:
+        raise ChoiceError("tiers", likely)
+    chosen = name if name is not None else next(iter(likely), None)
     if chosen is None or chosen not in tiers:
         which = f"no tier {name!r}" if name is not None else "no tier is called `words`; choose one with `tier`"
         raise ValueError(f"{which}; there are: {', '.join(tiers) or 'none'}")
