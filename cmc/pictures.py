@@ -34,7 +34,7 @@ def draw(result: Mapping[str, Any], folder: Path, suffix: str) -> list[Path]:
         wanted.append(("pseudo_labels.png", _pseudo_labels))
     for name, make in wanted:
         with atomic(folder / name) as path:
-            make(result).savefig(path, dpi=150, format="png")
+            make(result).savefig(path, dpi=150, format="png", bbox_inches="tight")
     return [folder / name for name, _ in wanted]
 
 
@@ -139,7 +139,8 @@ def _router(result: Mapping[str, Any]) -> Figure:
 def _pseudo_labels(result: Mapping[str, Any]) -> Figure:
     """What PLGM made of the training clips' labels, per modality."""
     names, modalities = result["class_names"], list(result["pseudo_labels"])
-    figure = _figure(_side(names) * len(modalities) + 1.8, _side(names) + 1.9)
+    figure = _figure(_side(names) * len(modalities) + 1.8, _side(names) + 2.6)
+    figure.set_layout_engine("compressed")  # room that the squares leave is at the margins, where `draw` cuts it off
     for axes, m in zip(np.atleast_1d(figure.subplots(1, len(modalities), sharey=True)), modalities, strict=True):
         counts = np.array(result["pseudo_labels"][m])
         _matrix(axes, counts, names, "pseudo label", "clip's label" if m == modalities[0] else "")

@@ -246,3 +246,15 @@ def test_truth_that_is_no_text(one_expert: Path, features: Path, capsys: pytest.
     assert main(["evaluate", str(one_expert), str(features), "--truth", str(features)]) == 2
     error = capsys.readouterr().err
     assert f"{features} is no csv" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_the_pseudo_labels_title_is_close_to_them(classes: int) -> None:
+    counts = np.eye(classes, dtype=int).tolist()
+    names = ["a rather long name", *"bcdefgh"][:classes]
+    result = {"class_names": names, "pseudo_labels": dict.fromkeys(MODALITIES, counts)}
+    figure = _pseudo_labels(result | {"relabelled": dict.fromkeys(MODALITIES, 0.0)})
+    figure.draw_without_rendering()
+    assert figure._suptitle is not None
+    gap = figure._suptitle.get_window_extent().y0 - figure.axes[0].title.get_window_extent().y1
+    assert 0 <= gap / figure.dpi < 0.2, "inches"
