@@ -97,7 +97,7 @@ def test_a_mismatch_is_said_word_by_word(tmp_path: Path) -> None:
             csv(tmp_path, ("what", 0, 0.2), ("a", 0.2, 0.3), ("lovely", 0.3, 1), ("good", 1, 2)),
             "What a lovely good film",
         )
-    with pytest.raises(AlignmentError, match="there are none in it"):
+    with pytest.raises(AlignmentError, match=r"there are none in it$"):
         found(csv(tmp_path), "What a lovely day")
     many = csv(tmp_path, *((str(number), number, number + 0.5) for number in range(1, 9)))
     with pytest.raises(AlignmentError, match="; and 1 more"):
@@ -121,6 +121,34 @@ def test_words_outside_of_the_clip(tmp_path: Path) -> None:
     assert found(file, "so late")[1] == ("late", 1.9, 2.0)
     with pytest.raises(AlignmentError, match=r"'late' from 1\.90 to 2\.30 s of a clip that is 1\.00 s long"):
         found(file, "so late", 1.0)
+    for miss in ((2.0, 2.3), (2.1, 2.3), (2.2, 2.2)):
+        with pytest.raises(AlignmentError, match=r"'late' from 2\.\d+ to 2\.\d+ s of a clip that is 2\.00 s long"):
+            found(csv(tmp_path, ("so", 0.5, 1), ("late", *miss)), "so late")
+    assert found(csv(tmp_path, ("so", 0.5, 1), ("late", 2.0, 2.004)), "so late")[1] == ("late", 2, 2)
+
+
+def test_what_the_aligner_takes_is_no_difference(tmp_path: Path) -> None:
+    file = csv(
+        tmp_path,
+        *(("a", 0, 0.1), ("well", 0.1, 0.2), ("known", 0.2, 0.3), ("film", 0.3, 0.4), ("of", 0.4, 0.5)),
+        *(("two", 0.5, 0.6), ("thousand", 0.6, 0.7), ("你好", 0.7, 0.8), ("<unk>", 0.8, 0.9)),
+    )
+    with pytest.raises(AlignmentError, match=r"words: 'movie' \(word 3\) is 'film' in the file$"):
+        found(file, "A well-known movie of 2,000 你好 Xyz")
+
+
+def test_the_speaker_who_says_the_transcript(tmp_path: Path) -> None:
+    file = tmp_path / "1.ctm"
+    file.write_text("v A 0 1 so\nv A 1 0.5 it\nv B 0.5 0.5 good\nv B 1 0.5 day\n")
+    assert found(file, "good day") == [("good", 0.5, 1), ("day", 1, 1.5)]
+    with pytest.raises(
+        AlignmentError, match=r"1\.ctm: there are 2 channels of words, 'A', 'B': choose one with `tier`"
+    ):
+        found(file, "so long")
+    file.write_text("v A 0 1 so\nv B 0.5 0.5 so\n")
+    with pytest.raises(AlignmentError, match="choose one with `tier`"):
+        found(file, "so")
+    assert aligner(tier="B")(silence(2), "so", clip(file))[0].start == 0.5
 
 
 def test_nothing_to_find_needs_no_file(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ The file's words must be the transcript's: letters and digits are compared, case
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -20,11 +21,13 @@ from pydantic import Field, field_validator
 from mmfeat.corpus import Clip
 from mmfeat.track import Waveform, Word
 from mmfeat.words import AlignmentError, Config, register
-from mmfeat.words.formats import READERS, Stretch, read
+from mmfeat.words.formats import READERS, SpeakersError, Stretch, read
 from mmfeat.words.transcript import Token, tokens
 
 OUTSIDE = 0.5
 """Seconds by which words may leave the clip, for then its ends or theirs were rounded; they are cut off there."""
+_ROUNDED = 0.01
+"""Seconds by which a word may miss the clip altogether."""
 _NEAR = 1.0
 """Seconds around a clip cut out of a recording in which its words are looked for."""
 _PAUSES = {"sil", "sp", "spn", "eps", "silence", "pause", "noise"}
@@ -33,6 +36,8 @@ _UNKNOWN = "\ufffd"
 _FIELDS = ("video_id", "clip_id", "media")
 _NAMED = 3
 """Differences from the transcript that a message names."""
+_LARGEST = 2500
+"""Words of the transcript times words of the file that are compared closely where they differ."""
 
 
 class GivenConfig(Config):
@@ -44,7 +49,11 @@ class GivenConfig(Config):
         description="a file's name below the folder, with {video_id}, {clip_id} and {media}, the media file's name "
         f"without its ending; where it has no ending, these are looked for: {', '.join(READERS)}",
     )
-    tier: str | None = Field(None, description="tier of a TextGrid or of MFA's JSON; null: the one called `words`")
+    tier: str | None = Field(
+        None,
+        description="tier of a TextGrid or of MFA's JSON, channel of a CTM; null: the one called `words`, of the "
+        "speaker who says the transcript",
+    )
 
     @field_validator("pattern")
     @classmethod
@@ -86,17 +95,35 @@ class GivenAligner:
         if file is None or not file.is_file():
             endings = "" if file is None or file.suffix.lower() in READERS else f" ({', '.join(READERS)})"
             raise AlignmentError(f"{who}there is no file of word times {file}{endings}")
-        spoken = {_letters(token.text) for token in words}
-        stretches = [s for s in read(file, _names(clip), self.config.tier) if not _is_pause(s.text, spoken)]
-        start, seconds = clip.start or 0.0, waveform.seconds
-        is_cut = clip.start is not None or clip.end is not None
-        near = _Characters.of(stretches, start, (-_NEAR, seconds + _NEAR) if is_cut else None)
-        found = near.find([_forms(token) for token in words], seconds, anywhere=is_cut)
+        try:
+            stretches, found = self._find(words, file, self.config.tier, clip, waveform.seconds)
+        except SpeakersError as error:
+            tried = (self._find(words, file, choice, clip, waveform.seconds)[1] for choice in error.choices)
+            matching = [found for found in tried if found is not None]
+            if len(matching) != 1:
+                raise AlignmentError(f"{who}{error}") from None
+            found = matching[0]
         if found is None:
-            inside = [s for s in stretches if not is_cut or 0 <= (s.start + s.end) / 2 - start <= seconds]
-            difference = _difference([token.text for token in words], inside, ends=not is_cut)
-            raise AlignmentError(f"{who}{file} does not have the transcript's words: {difference}")
-        return list(_inside(words, found, seconds, f"{who}{file}"))
+            is_cut = _is_cut(clip)
+            difference = _difference(words, stretches, ends=not is_cut) if stretches else "there are none in it"
+            at = " at that time" if is_cut and not stretches else ""
+            raise AlignmentError(f"{who}{file} does not have the transcript's words: {difference}{at}")
+        return list(_inside(words, found, waveform.seconds, f"{who}{file}"))
+
+    def _find(
+        self, words: Sequence[Token], file: Path, tier: str | None, clip: Clip, seconds: float
+    ) -> tuple[list[Stretch], list[tuple[float, float, float]] | None]:
+        """What the file says during the clip, and start, end and confidence of each word; None where it has others."""
+        spoken = {_letters(token.text) for token in words}
+        stretches = [s for s in read(file, _names(clip), tier) if not _is_pause(s.text, spoken)]
+        start, is_cut = clip.start or 0.0, _is_cut(clip)
+        near = _Characters.of(stretches, start, (-_NEAR, seconds + _NEAR) if is_cut else None)
+        inside = [s for s in stretches if not is_cut or 0 <= (s.start + s.end) / 2 - start <= seconds]
+        return inside, near.find([_forms(token) for token in words], seconds, anywhere=is_cut)
+
+
+def _is_cut(clip: Clip) -> bool:
+    return clip.start is not None or clip.end is not None
 
 
 def _names(clip: Clip) -> tuple[str, ...]:
@@ -205,32 +232,71 @@ def _runs(text: str, words: Sequence[tuple[str, ...]], begin: int) -> Iterator[l
         yield places[::-1]
 
 
-def _difference(transcript: Sequence[str], stretches: Sequence[Stretch], ends: bool) -> str:
+def _difference(words: Sequence[Token], stretches: Sequence[Stretch], ends: bool) -> str:
     """How the file differs, in words; without `ends`, it may have more before and after the transcript."""
-    file = [token.text for stretch in stretches for token in tokens(stretch.text)]
-    if not file:
-        return "there are none in it at that time"
-    matcher = SequenceMatcher(None, [_letters(w) for w in transcript], [_letters(w) for w in file], autojunk=False)
+    file: list[str] = []
+    for stretch in stretches:
+        file += (
+            [stretch.text] if _is_unknown(stretch.text) else [t.text for t in tokens(stretch.text) if _letters(t.text)]
+        )
+    letters = [_UNKNOWN if _is_unknown(word) else _letters(word) for word in file]
+    matcher = SequenceMatcher(None, [_letters(token.text) for token in words], letters, autojunk=False)
     said = []
-    for kind, a, b, c, d in matcher.get_opcodes():
-        ours, theirs = " ".join(transcript[a:b]), " ".join(file[c:d])
-        if kind == "replace":
-            said.append(f"{ours!r} (word {a + 1}) is {theirs!r} in the file")
-        elif kind == "delete":
-            said.append(f"{ours!r} (word {a + 1}) is not in the file")
-        elif kind == "insert" and (ends or 0 < a < len(transcript)):
-            said.append(
-                f"the file has {theirs!r} before word {a + 1}" if a < len(transcript) else f"{theirs!r} follows"
-            )
+    for kind, *block in matcher.get_opcodes():
+        for a, b, c, d in _differing(words, letters, *block) if kind != "equal" else ():
+            ours, theirs = " ".join(token.text for token in words[a:b]), " ".join(file[c:d])
+            if ours and theirs:
+                said.append(f"{ours!r} (word {a + 1}) is {theirs!r} in the file")
+            elif ours:
+                said.append(f"{ours!r} (word {a + 1}) is not in the file")
+            elif ends or 0 < a < len(words):
+                said.append(f"the file has {theirs!r} before word {a + 1}" if a < len(words) else f"{theirs!r} follows")
     more = f"; and {len(said) - _NAMED} more differences" if len(said) > _NAMED else ""
-    return "; ".join(said[:_NAMED]) + more
+    return "; ".join(said[:_NAMED]) + more or "they do not follow one another there"
+
+
+Block = tuple[int, int, int, int]
+"""Words of the transcript from, to; words of the file from, to."""
+
+
+def _differing(words: Sequence[Token], letters: Sequence[str], a: int, b: int, c: int, d: int) -> list[Block]:
+    """What is left of a block that differs when words that are only written otherwise are taken out of it."""
+    if (b - a) * (d - c) > _LARGEST:
+        return [(a, b, c, d)]
+    forms = [_forms(token) for token in words[a:b]]
+    # Place in both → number of words left over on the best way to it, and the place before.
+    best: dict[tuple[int, int], tuple[int, tuple[int, int]]] = {(a, c): (0, (a, c))}
+    for here in product(range(a, b + 1), range(c, d + 1)):
+        i, j = here
+        steps = {(i + 1, j): 1, (i, j + 1): 1}
+        if i < b and j < d:
+            steps |= {(i + 1, k): 0 for k in range(j + 1, d + 1) if "".join(letters[j:k]) in forms[i - a]}
+            steps |= {
+                (k, j + 1): 0 for k in range(i + 1, b + 1) if "".join(f[0] for f in forms[i - a : k - a]) == letters[j]
+            }
+        for there, cost in steps.items():
+            if there[0] <= b and there[1] <= d and best[here][0] + cost < best.get(there, (math.inf, here))[0]:
+                best[there] = best[here][0] + cost, here
+    blocks: list[Block] = []
+    at = (b, d)
+    while at != (a, c):
+        cost, before = best[at]
+        if cost > best[before][0]:
+            if blocks and blocks[-1][::2] == at:
+                blocks[-1] = (before[0], blocks[-1][1], before[1], blocks[-1][3])
+            else:
+                blocks.append((before[0], at[0], before[1], at[1]))
+        at = before
+    return blocks[::-1]
 
 
 def _inside(
     words: Sequence[Token], found: Sequence[tuple[float, float, float]], seconds: float, who: str
 ) -> Iterator[Word]:
     for token, (start, end, confidence) in zip(words, found, strict=True):
-        if start < -OUTSIDE or end > seconds + OUTSIDE:
+        by = max(-start, end - seconds)
+        is_missed = min(end, seconds) <= max(start, 0.0) and by > _ROUNDED
+        if by > OUTSIDE or is_missed:
             raise AlignmentError(
                 f"{who} has {token.text!r} from {start:.2f} to {end:.2f} s of a clip that is {seconds:.2f} s long"
             )
