@@ -293,6 +293,7 @@ def test_other_features_are_refused(
     [
         (["train", "absent.h5", "-o", "run"], 2, "no feature file"),
         (["train", "{features}", "-o", "run", "--width", "30"], 2, "not a multiple of heads"),
+        (["train", "{features}", "-o", "run", "--label-momentum", *"222"], 2, "--label-momentum: each must be"),
         (["train", "{features}", "-o", "run"], 2, "--text freeze"),
         (["train", "{features}", "-o", "run", "--text", "freeze", "--labels", "annotated"], 2, "--labels pseudo"),
         (["evaluate", "absent", "{features}"], 2, "no finished run"),

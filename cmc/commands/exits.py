@@ -40,9 +40,8 @@ def message(error: BaseException) -> str:
     problems = getattr(error, "errors", None)
     if callable(problems):
         return "; ".join(
-            f"--{'-'.join(str(part) for part in problem['loc'][:1]).replace('_', '-')}: {problem['msg']}"
-            if problem["loc"]
-            else problem["msg"].removeprefix("Value error, ")
+            "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"][:1])
+            + problem["msg"].removeprefix("Value error, ")
             for problem in problems()
         )
     return " ".join(str(error).split()) or type(error).__name__
