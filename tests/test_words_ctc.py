@@ -276,6 +276,8 @@ def test_reasons(aligner: Any, model: Path) -> None:
         aligner(Waveform(np.zeros(0, np.float32), RATE), "a")
     with pytest.raises(AlignmentError, match="silent"):
         aligner(Waveform(np.zeros(RATE, np.float32), RATE), "a")
+    with pytest.raises(AlignmentError, match="not finite"):
+        aligner(Waveform(np.full(RATE, np.nan, np.float32), RATE), "a")
 
 
 def test_folders_that_hold_no_such_model(model: Path, tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_the_command_reads_back_what_it_writes(tmp_path: Path, capsys: pytest.Ca
         (["--text", " … 😀 !!"], 2, "--text: there is no word in it to align"),
         (["--text", ""], 2, "--text: there is no word in it to align"),
         (["--set", "beams"], 2, "KEY=VALUE"),
-        (["--set", "beam=3"], 2, "beam: Extra inputs"),
+        (["--set", "nonsense=3"], 2, "nonsense: Extra inputs"),
         (["--aligner", "given"], 4, "a.wav: there is no file of word times"),
         (["--aligner", "pocketsphinx", "--words", "a.srt"], 2, "--words is for the aligner given"),
         (["--aligner", "given", "--words", "no.srt"], 4, "there is no file of word times no.srt"),

@@ -144,6 +144,8 @@ class CtcAligner:
         """
         if not len(waveform.samples):
             raise AlignmentError("there is no sound")
+        if not np.isfinite(waveform.samples).all():
+            raise AlignmentError("the sound has samples that are not finite numbers")
         samples = waveform.at(self._rate).samples
         if not np.abs(samples).max() > _SILENCE:
             raise AlignmentError("the sound is silent")
