@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmfeat.words.transcript import tokens
@@ -39,6 +39,27 @@ def test_any_number_can_be_said(number: int) -> None:
     assert all(word.replace("'", "").isalpha() for way in token.spoken for word in way)
 
 
+DIGITS = st.text("0123456789", min_size=1, max_size=60) | st.sampled_from(["9" * 29, "1" + "0" * 27])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(["", "$", "£", "-"]), DIGITS, st.sampled_from(".,/:"), DIGITS, st.sampled_from(["", "%", "€", "k"])
+)
+@example("$", "9" * 29, ".", "5", "")
+@example("$", "1" + "0" * 27, ".", "00", "")
+@example("", "1", "/", "9" * 5000, "")
+def test_money_and_decimals_of_any_length_can_be_said(sign: str, left: str, mark: str, right: str, unit: str) -> None:
+    (token,) = tokens(f"{sign}{left}{mark}{right}{unit}")
+    assert all(word.replace("'", "").isalpha() for way in token.spoken for word in way)
+
+
+def test_money_says_every_digit() -> None:
+    (token,) = tokens("$" + "9" * 20 + ".25")  # more than a float holds
+    assert token.spoken[0][:3] == ("ninety", "nine", "quintillion")
+    assert token.spoken[0][-4:] == ("dollars", "twenty", "five", "cents")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -46,6 +67,9 @@ def test_any_number_can_be_said(number: int) -> None:
         ("$5 and $1", ["five dollars", "and", "one dollar"]),
         ("$5 million", ["five", "million dollars"]),
         ("£2.50", ["two pounds fifty pence"]),
+        ("$0.99 or £1.01", ["ninety nine cents", "or", "one pound one penny"]),
+        ("$1/2 of $5½", ["one half dollars", "of", "five and a half dollars"]),
+        ("5² and 10⁶", ["five squared", "and", "ten to the six"]),
         ("50% of 3.14", ["fifty percent", "of", "three point one four"]),
         ("the 23rd at 10:30", ["the", "twenty third", "at", "ten thirty"]),
         ("at 10.30:45", ["at", "ten point three zero forty-five".replace("-", " ")]),

@@ -15,7 +15,8 @@ Spoken = tuple[str, ...]
 WAYS = 8
 """At most so many ways per word."""
 APOSTROPHES, HYPHENS = "'’‘ʼ＇", "-‐‑"
-CURRENCIES = {"$": ("USD", "dollars"), "€": ("EUR", "euros"), "£": ("GBP", "pounds"), "¥": ("JPY", "yen")}
+CURRENCIES = {"$": ("dollars", "cents"), "€": ("euros", "cents"), "£": ("pounds", "pence"), "¥": ("yen", "sen")}
+"""Each with its hundredth."""
 SCALES = ("hundred", "thousand", "million", "billion", "trillion")
 ADDRESS = re.compile(
     r"https?://[^\s<>()\[\]]*\w/?|www\.\w[\w.-]*\w(?:/[\w./-]*\w)?|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
@@ -55,6 +56,8 @@ _ROMAN = dict(
 _SIGNS = {".": "dot", "/": "slash", "@": "at", "-": "dash", "_": "underscore", "+": "plus"}
 _NUMBER = r"\d+(?:[,.:/]\d+)*|\.\d+"
 _QUANTITY = re.compile(rf"([-#]?)([$€£¥]?)({_NUMBER})(°?[^\W\d_]*)([%$€£¥]?)")
+_POWER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_POWERS = {"¹": " one", "²": " squared", "³": " cubed"}
 _PIECE = re.compile(rf"{_NUMBER}|[^\W\d_]+(?:'[^\W\d_]+)*|[&%@#]")
 
 
@@ -79,7 +82,8 @@ def ways(text: str) -> tuple[Spoken, ...]:
 
 
 def _plain(text: str) -> str:
-    """Compatibility forms and accents resolved, one kind of apostrophe and hyphen, `½` as ` 1/2`."""
+    """Compatibility forms and accents resolved, one kind of apostrophe and hyphen, `½` as ` 1/2`, `²` as ` squared`."""
+    text = _POWER.sub(lambda power: _POWERS.get(power[0]) or f" to the {power[0]}", text)
     text = "".join(f" {unicodedata.normalize('NFKD', c)}" if "VULGAR FRACTION" in _name(c) else c for c in text)
     text = unicodedata.normalize("NFKD", text.strip())
     bare = (character for character in text if not unicodedata.combining(character))
@@ -116,7 +120,7 @@ def _quantity(sign: str, symbol: str, digits: str, unit: str, after: str) -> lis
         found = _joined(number(digits), _choices(said))
         if currency:
             scaled = [way for way in found if way[-1] in SCALES]
-            found = [(*way, CURRENCIES[currency][1]) for way in scaled or found]
+            found = [(*way, CURRENCIES[currency][0]) for way in scaled or found]
     else:
         return []
     if after == "%":
@@ -151,6 +155,8 @@ def _pieces(plain: str) -> list[Spoken]:
         else:
             here = [(lower,)]
         found = _joined(found, here)[:WAYS]
+    if plain.startswith(tuple(CURRENCIES)):  # $5½
+        return [(*way, CURRENCIES[plain[0]][0]) for way in found]
     return [*found, found[0][1:]] if pieces and pieces[0] in "@#" else found
 
 
@@ -208,7 +214,7 @@ def _fraction(parts: list[str]) -> list[Spoken]:
     counted = [*_number(above, "cardinal")]
     fractions = [tuple(counted + name) for name in said] + [("a", *name) for name in said if above == "1"]
     over = [(*way[: len(counted)], "over", *way[len(counted) :]) for way in in_turn]
-    return [*fractions, *in_turn, *over] if int(below) > 1 else in_turn
+    return [*fractions, *in_turn, *over] if below.strip("0") not in ("", "1") else in_turn
 
 
 def _time(written: str) -> list[Spoken]:
@@ -235,20 +241,20 @@ def _decade(digits: str) -> list[Spoken]:
 
 def _money(amount: str, symbol: str) -> list[Spoken]:
     whole = amount.replace(",", "")
-    code, units = CURRENCIES[symbol]
-    if not re.fullmatch(r"\d*(\.\d+)?", whole):
-        return [_digits(whole)]
-    from num2words import num2words
-
-    try:
-        if "." in whole:
-            said = _letters(num2words(round(float(whole), 2), to="currency", currency=code))
-            exact = tuple(word for word in said if word != "sterling")
-            return [exact, tuple(w for w in exact if w != "and"), *((*way, units) for way in number(whole))]
-        unit = units if int(whole) != 1 else units.removesuffix("s")
-        return [(*way, unit) for way in number(whole)]
-    except (OverflowError, NotImplementedError):
-        return [_digits(whole)]
+    units, hundredths = CURRENCIES[symbol]
+    decimal = [(*way, units if whole != "1" else units.removesuffix("s")) for way in number(amount)]
+    match = re.fullmatch(r"(\d*)\.(\d\d?)", whole)
+    if not match:
+        return decimal
+    rest = match[2].ljust(2, "0")
+    small = (*_number(rest, "cardinal"), {"01": {"pence": "penny"}.get(hundredths, "cent")}.get(rest, hundredths))
+    if not match[1].strip("0"):
+        return [small, *decimal]
+    big = _money(match[1], symbol)[:2]
+    if rest == "00":
+        return [*big, *decimal]
+    short = [(*big[0][:-1], *small[:-1])] if rest[0] != "0" else []
+    return [*((*way, *joint, *small) for joint in ((), ("and",)) for way in big), *short, *decimal]
 
 
 def _digits(text: str, zero: str = "zero") -> Spoken:

@@ -112,7 +112,7 @@ def _amounts(found: Iterable[Token]) -> Iterable[Token]:
     for token in found:
         if held is not None:
             if token.text.lower() in SCALES:
-                unit = CURRENCIES[held.text[0]][1]
+                unit = CURRENCIES[held.text[0]][0]
                 held = replace(held, spoken=tuple(dict.fromkeys(number(held.text[1:]))))
                 token = replace(token, spoken=((*token.spoken[0], unit),))
             yield held
