@@ -1,8 +1,8 @@
 """Forced alignment of English with PocketSphinx 5 and the acoustic model that comes in its wheel.
 
 One pass over the sound finds the words, the ways they are said and the pauses between them in a grammar of the
-transcript. Where a word came out impossibly long or fits badly beside a pause, since the sound holds what the
-transcript lacks, the stretch around it is aligned again with any sounds allowed between its words.
+transcript. Nothing is pruned: a beam saves little time where a grammar is a single line, and loses the right way where
+speech that the transcript lacks, or noise, comes first. A word in another script is as many sounds as it has letters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from pydantic import Field
 from mmfeat.track import Waveform, Word
 from mmfeat.words import AlignmentError, Config, register
 from mmfeat.words.pronounce import arpabet
-from mmfeat.words.transcript import Spoken, Token, tokens
+from mmfeat.words.transcript import Spoken, tokens
 
 Ways = tuple[Spoken, ...]
 Samples = NDArray[np.int16]
@@ -34,36 +34,31 @@ _NATS = 1024.0
 """PocketSphinx tells a segment's log-likelihood divided by 1024, as a power of e."""
 _SILENCE = 1e-4  # a peak below this is no recording of speech
 _FRAMES_PER_PHONE = 3  # a phone has three states and each takes a frame
-_STRETCHED = 0.5
-"""Seconds per phone beyond which a word is not taken for granted; drawled ones have less than 0.4."""
 _KEPT_SILENCE = 0.75
 """Seconds of a long silence that stay on each side of it."""
-_UNFIT, _ROOM = 0.1, 0.5
-"""A word of less confidence beside a pause of more seconds is not taken for granted either."""
-_SURE = 0.5
-_REACH = 8  # unsure words on each side of a stretched one
-_ANCHORS = 2  # sure words on each side of a stretch that is aligned again
-_SOUNDS = tuple(
-    f"[+{phone}]"
-    for phone in (
-        *("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"),
-        *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T", "TH", "V"),
-        *("W", "Y", "Z", "ZH"),
-    )
+_ANY = "*"
+"""The word that is any one sound: each is a way to pronounce it."""
+_SOUNDS = (
+    *("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"),
+    *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T", "TH", "V"),
+    *("W", "Y", "Z", "ZH"),
 )
-_SOUND_PROBABILITY = 0.2  # before PocketSphinx' language weight of 6.5: about 3e-5 per sound
 
 
 class PocketsphinxConfig(Config):
     """Forced alignment of English; the model is part of the package."""
 
-    beams: tuple[float, ...] = Field(
-        (1e-64, 1e-120, 1e-300),
-        description="pruning widths, each tried where the one before lost all paths",
-        min_length=1,
+    beam: float = Field(
+        0.0,
+        description="ways less likely than this, compared with the best, are dropped at each moment; 0 drops none",
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
     )
-    confidence_middle: float = Field(7.0, description="nats below the best sound that give a confidence of one half")
-    confidence_scale: float = Field(0.8, description="nats over which confidence rises", gt=0)
+    confidence_middle: float = Field(
+        7.0, description="nats below the best sound that give a confidence of one half", allow_inf_nan=False
+    )
+    confidence_scale: float = Field(0.8, description="nats over which confidence rises", gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,9 @@ class _Found:
     start: int
     end: int
     confidence: float
-    phones: int
 
 
-@register("pocketsphinx", PocketsphinxConfig, version=2)
+@register("pocketsphinx", PocketsphinxConfig, version=3)
 class PocketsphinxAligner:
     """Word times of English speech.
 
@@ -115,9 +109,12 @@ class PocketsphinxAligner:
             bestpath=False,
             compallsen=True,  # scores are then relative to the best of all sounds
             cmn="batch",
+            beam=config.beam,
+            wbeam=config.beam,
+            pbeam=config.beam,
         )
-        for sound in _SOUNDS:
-            self._decoder.add_word(sound, sound.strip("[+]"), False)
+        for number, sound in enumerate(_SOUNDS, 1):
+            self._decoder.add_word(_ANY if number == 1 else f"{_ANY}({number})", sound, False)
 
     def __call__(self, waveform: Waveform, text: str) -> list[Word]:
         """The words of `text` in `waveform`. Raises AlignmentError."""
@@ -125,17 +122,16 @@ class PocketsphinxAligner:
         if not words:
             return []
         foreign = [token.text for token in words if not _is_latin(token.text)]
-        if foreign:
+        if len(foreign) > len(words) / 2:
             raise AlignmentError(
                 f"pocketsphinx knows English only and the transcript has {' '.join(foreign[:5])!r}: "
                 "choose an aligner for its language"
             )
         samples = _prepare(waveform)
         kept = _without_silence(samples)
-        self._learn(words)
-        ways = [token.spoken for token in words]
-        heard = np.concatenate([samples[start:end] for start, end in kept])
-        found = self._mend(heard, ways, self._align(heard, ways))
+        ways = [token.spoken if _is_latin(token.text) else ((_ANY,) * len(token.text),) for token in words]
+        self._learn(ways)
+        found = self._align(np.concatenate([samples[start:end] for start, end in kept]), ways)
         starts = _whole_times([word.start for word in found], kept, "right")
         ends = _whole_times([word.end for word in found], kept, "left")
         return [
@@ -143,9 +139,9 @@ class PocketsphinxAligner:
             for token, word, start, end in zip(words, found, starts, ends, strict=True)
         ]
 
-    def _learn(self, words: list[Token]) -> None:
+    def _learn(self, words: list[Ways]) -> None:
         """Enter words that the dictionary lacks, as espeak-ng says them."""
-        said = {word for token in words for way in token.spoken for word in way}
+        said = {word for ways in words for way in ways for word in way}
         unknown = sorted(word for word in said if self._decoder.lookup_word(word) is None)
         if not unknown:
             return
@@ -154,26 +150,24 @@ class PocketsphinxAligner:
                 raise AlignmentError(f"no pronunciation is known for {word!r}")
             self._decoder.add_word(word, phones, False)
 
-    def _align(self, samples: Samples, words: Sequence[Ways], between: Sequence[str] = ()) -> list[_Found]:
-        """Where the words are; beams are widened until a way through the transcript is found.
-
-        `between` are words of the dictionary that may be said any number of times around each word.
-        """
-        least = sum(min(map(self._phones, ways)) for ways in words) * _FRAMES_PER_PHONE * _FRAME
-        seconds = len(samples) / RATE
-        if least > seconds:
-            raise AlignmentError(f"{len(words)} words take at least {least:.1f} s, the sound is {seconds:.1f} s long")
-        edges, final = _grammar(words, between)
-        for beam in self.config.beams:
-            for name in ("beam", "wbeam", "pbeam"):
-                self._decoder.config[name] = beam
-            self._decoder.add_fsg("transcript", self._decoder.create_fsg("transcript", 0, final, edges))
-            self._decoder.activate_search("transcript")
-            said = self._decode(samples)
-            counts = _path([segment.base for segment in said], words)
-            if counts is not None:
-                return list(self._join(said, counts))
-        raise AlignmentError("the sound does not follow the transcript: even wide beams lose all ways through it")
+    def _align(self, samples: Samples, words: list[Ways]) -> list[_Found]:
+        """Where the words are."""
+        least = sum(min(map(self._phones, ways)) for ways in words) * _FRAMES_PER_PHONE
+        frames = int(len(samples) / RATE / _FRAME)
+        if least > frames:
+            raise AlignmentError(
+                f"{len(words)} word{' needs' if len(words) == 1 else 's need'} at least {least * _FRAME:.2f} s, "
+                f"the sound without its silence is {frames * _FRAME:.2f} s long"
+            )
+        edges, final = _grammar(words)
+        self._decoder.add_fsg("transcript", self._decoder.create_fsg("transcript", 0, final, edges))
+        self._decoder.activate_search("transcript")
+        said = self._decode(samples)
+        counts = _path([segment.base for segment in said], words)
+        if counts is None:
+            hint = f": a beam of {self.config.beam:g} loses all ways through it" * (self.config.beam > 0)
+            raise AlignmentError(f"the sound does not follow the transcript{hint}")
+        return list(self._join(said, counts))
 
     def _decode(self, samples: Samples) -> list[_Segment]:
         """The words said on the best path; empty or not to the end where beams lost it."""
@@ -196,8 +190,8 @@ class PocketsphinxAligner:
             place += count
             frames = sum(segment.end - segment.start for segment in mine)
             score = sum(segment.score for segment in mine) / frames
-            phones = sum(self._phones((segment.word,)) for segment in mine)
-            yield _Found(mine[0].start, mine[-1].end, self._confidence(score), phones)
+            known = mine[0].base != _ANY  # any sound fits, which tells nothing about the word
+            yield _Found(mine[0].start, mine[-1].end, self._confidence(score) if known else 0.0)
 
     def _confidence(self, score: float) -> float:
         below = -(score + self.config.confidence_middle) / self.config.confidence_scale
@@ -206,35 +200,13 @@ class PocketsphinxAligner:
     def _phones(self, way: Spoken) -> int:
         return sum(len(self._decoder.lookup_word(word).split()) for word in way)
 
-    def _mend(self, samples: Samples, words: list[Ways], found: list[_Found]) -> list[_Found]:
-        """Align again, between words that are sure, what lies around words that other sounds drew to them.
-
-        The new times are kept where the words then fit better.
-        """
-        last = 0
-        for index in range(len(found)):
-            if index < last or not _is_doubtful(found, index):
-                continue
-            first, last = _around([word.confidence for word in found], index)
-            before = found[first:last]
-            left, right = before[: _ANCHORS * (first > 0)], before[len(before) - _ANCHORS * (last < len(found)) :]
-            if min((word.confidence for word in (*left, *right)), default=1.0) < _SURE:
-                continue  # nothing to hold on to: the transcript may be of another recording
-            start, end = before[0].start, before[-1].end
-            part = samples[round(start * _FRAME * RATE) : round((end + 2) * _FRAME * RATE)]
-            try:
-                after = self._align(part, words[first:last], _SOUNDS)
-            except AlignmentError:
-                continue
-            if sum(word.confidence for word in after) > sum(word.confidence for word in before):
-                found[first:last] = [replace(w, start=w.start + start, end=min(w.end + start, end)) for w in after]
-        return found
-
 
 def _prepare(waveform: Waveform) -> Samples:
     """16 kHz, 16 bits, at one level. Raises AlignmentError where there is no sound."""
     if not len(waveform.samples):
         raise AlignmentError("there is no sound")
+    if not np.isfinite(waveform.samples).all():
+        raise AlignmentError("the sound has samples that are not finite numbers")
     samples = waveform.at(RATE).samples.astype(np.float64)
     samples -= samples.mean()
     peak = np.abs(samples).max()
@@ -284,35 +256,14 @@ def _whole_times(frames: Iterable[int], parts: list[tuple[int, int]], side: Lite
     return found
 
 
-def _is_doubtful(found: Sequence[_Found], index: int) -> bool:
-    """Whether a word lasts too long, or does not fit and has room beside it to be somewhere else."""
-    word = found[index]
-    if (word.end - word.start) * _FRAME > word.phones * _STRETCHED:
-        return True
-    before = word.start - found[index - 1].end if index else 0
-    after = found[index + 1].start - word.end if index + 1 < len(found) else 0
-    return word.confidence < _UNFIT and max(before, after) * _FRAME > _ROOM
-
-
-def _around(confidences: Sequence[float], index: int) -> tuple[int, int]:
-    """First and last (exclusive) word of the stretch around a word: the unsure ones beside it, and anchors."""
-    first, last = index, index + 1
-    while first > 0 and min(confidences[max(first - _ANCHORS, 0) : first]) < _SURE and index - first < _REACH:
-        first -= 1
-    while last < len(confidences) and min(confidences[last : last + _ANCHORS]) < _SURE and last - index < _REACH:
-        last += 1
-    return max(first - _ANCHORS, 0), min(last + _ANCHORS, len(confidences))
-
-
 def _is_latin(text: str) -> bool:
     letters = [c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c)[0] == "L"]
     return all(unicodedata.name(c, "").startswith(("LATIN ", "MODIFIER LETTER ")) for c in letters)
 
 
-def _grammar(words: Sequence[Ways], between: Sequence[str] = ()) -> tuple[list[tuple[int, int, float, str]], int]:
+def _grammar(words: Sequence[Ways]) -> tuple[list[tuple[int, int, float, str]], int]:
     """Edges (from, to, probability, word) that say the words one after the other in any of their ways; final state."""
     edges, state = [], 0
-    edges += [(0, 0, _SOUND_PROBABILITY, sound) for sound in between]
     for ways in words:
         final = state + 1 + sum(len(way) - 1 for way in ways)
         inner = state + 1
@@ -322,7 +273,6 @@ def _grammar(words: Sequence[Ways], between: Sequence[str] = ()) -> tuple[list[t
             for index, word in enumerate(way):
                 edges.append((places[index], places[index + 1], 1 / len(ways) if index == 0 else 1.0, word))
         state = final
-        edges += [(state, state, _SOUND_PROBABILITY, sound) for sound in between]
     return edges, state
 
 
