@@ -4,8 +4,9 @@
 
 Synthetic: sentences by four voices at three speeds and a demo corpus against espeak-ng's own word events, the corpus
 also with white noise at 20, 10 and 5 dB and with 40 s of silence around each clip. Real: GRID and recordings with
-TextGrids whose makers are unknown, so that a few tens of ms of them are the reference's own; and recordings of which
-only the transcript is known, which must not fail and are to have a high confidence.
+TextGrids whose makers are unknown, so that a few tens of ms of them are the reference's own, one of them also with
+white noise; and recordings of which only the transcript is known, which must not fail and are to have a high
+confidence.
 """
 
 from __future__ import annotations
@@ -140,8 +141,11 @@ def recordings(aligner: object, data: Path) -> None:
         other = json.loads((data / "alignment" / f"{stem}.json").read_text())
         rows = [(w["b"], w["b"] + w["d"], w["t"].split("(")[0]) for w in other["w"] if w["t"][0] not in "<["]
         truth[f"librivox {number}, other's"] = data / "alignment" / f"{stem}.wav", rows
-    for name, (path, words) in truth.items():
-        waveform = sound(path)
+    heard = {name: (sound(path), words) for name, (path, words) in truth.items()}
+    waveform, words = heard["acoustic_corpus"]
+    for decibels in (5, 0, -5):
+        heard[f"acoustic_corpus, {decibels} dB"] = with_noise(waveform, decibels), words
+    for name, (waveform, words) in heard.items():
         began = time.process_time()
         found = aligner(waveform, " ".join(row[2] for row in words))
         cost = (time.process_time() - began) / waveform.seconds
@@ -151,8 +155,10 @@ def recordings(aligner: object, data: Path) -> None:
 def transcripts_only(aligner: object, data: Path) -> None:
     """Recordings without word times: none may fail."""
     folder = data / "alignment"
+    lucier, said = sound(folder / "lucier.mp3"), (folder / "lucier.txt").read_text("utf-8")
     known = {
-        "lucier": (sound(folder / "lucier.mp3"), (folder / "lucier.txt").read_text("utf-8")),
+        "lucier": (lucier, said),
+        "lucier three times": (Waveform(np.tile(lucier.samples, 3), lucier.rate), f"{said} " * 3),
         "61-70968-0000": (sound(folder / "61-70968-0000.flac"), (folder / "61-70968-0000.lab").read_text("utf-8")),
         "goforward": (
             Waveform(np.fromfile(folder / "goforward.raw", "<i2").astype(np.float32) / 32768, 16000),
