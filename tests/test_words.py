@@ -163,6 +163,12 @@ def test_any_latin_text_gives_its_words_or_a_reason(text: str) -> None:
     assert all(0 <= word.start <= word.end <= sound.seconds for word in words)
 
 
+def test_what_would_not_fit_in_memory_is_told(aligner: Any) -> None:
+    sound = Waveform(np.random.default_rng(0).normal(0, 0.1, 150 * 16000).astype(np.float32), 16000)
+    with pytest.raises(AlignmentError, match="2000 words in 150 s .* memory"):
+        aligner(sound, "a " * 2000)
+
+
 def test_a_narrow_beam_loses_the_way() -> None:
     sound, _ = spoken(SENTENCE)
     entry = find("pocketsphinx")

@@ -36,6 +36,8 @@ _SILENCE = 1e-4  # a peak below this is no recording of speech
 _FRAMES_PER_PHONE = 3  # a phone has three states and each takes a frame
 _KEPT_SILENCE = 0.75
 """Seconds of a long silence that stay on each side of it."""
+_BYTES, _MOST_BYTES = 230, 6e9
+"""Memory per word and frame where nothing is pruned, measured; the most that one clip may take."""
 _ANY = "*"
 """The word that is any one sound: each is a way to pronounce it."""
 _SOUNDS = (
@@ -158,6 +160,11 @@ class PocketsphinxAligner:
             raise AlignmentError(
                 f"{len(words)} word{' needs' if len(words) == 1 else 's need'} at least {least * _FRAME:.2f} s, "
                 f"the sound without its silence is {frames * _FRAME:.2f} s long"
+            )
+        if not self.config.beam and frames * len(words) * _BYTES > _MOST_BYTES:
+            raise AlignmentError(
+                f"{len(words)} words in {frames * _FRAME:.0f} s would take over {_MOST_BYTES / 1e9:.0f} GB of memory: "
+                "cut the recording into clips, or set beam=1e-300"
             )
         edges, final = _grammar(words)
         self._decoder.add_fsg("transcript", self._decoder.create_fsg("transcript", 0, final, edges))
