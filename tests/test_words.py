@@ -163,10 +163,18 @@ def test_any_latin_text_gives_its_words_or_a_reason(text: str) -> None:
     assert all(0 <= word.start <= word.end <= sound.seconds for word in words)
 
 
-def test_what_would_not_fit_in_memory_is_told(aligner: Any) -> None:
-    sound = Waveform(np.random.default_rng(0).normal(0, 0.1, 150 * 16000).astype(np.float32), 16000)
-    with pytest.raises(AlignmentError, match=r"2000 words in 150 s .* memory"):
-        aligner(sound, "a " * 2000)
+def test_only_what_would_not_fit_in_memory_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound, _ = spoken(SENTENCE)
+    entry = find("pocketsphinx")
+    aligner = entry.make(entry.config())
+    whole = aligner(sound, SENTENCE)
+    assert aligner._decoder.config["beam"] == 0.0
+    monkeypatch.setattr("mmfeat.words.pocketsphinx._MOST_BYTES", 0)
+    assert aligner(sound, SENTENCE) == whole
+    assert aligner._decoder.config["beam"] == 1e-300
+    monkeypatch.undo()
+    assert aligner(sound, SENTENCE) == whole
+    assert aligner._decoder.config["beam"] == 0.0, "a long recording leaves no trace"
 
 
 def test_a_narrow_beam_loses_the_way() -> None:

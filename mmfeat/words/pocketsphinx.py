@@ -38,6 +38,8 @@ _KEPT_SILENCE = 0.75
 """Seconds of a long silence that stay on each side of it."""
 _BYTES, _MOST_BYTES = 230, 6e9
 """Memory per word and frame where nothing is pruned, measured; the most that one clip may take."""
+_WIDE_BEAM = 1e-300
+"""For recordings that would take more."""
 _ANY = "*"
 """The word that is any one sound: each is a way to pronounce it."""
 _SOUNDS = (
@@ -52,7 +54,8 @@ class PocketsphinxConfig(Config):
 
     beam: float = Field(
         0.0,
-        description="ways less likely than this, compared with the best, are dropped at each moment; 0 drops none",
+        description="ways less likely than this, compared with the best, are dropped at each moment; 0 drops none, but "
+        "in recordings that would take over 6 GB of memory (about 500 s) those below 1e-300",
         ge=0,
         lt=1,
         allow_inf_nan=False,
@@ -111,9 +114,6 @@ class PocketsphinxAligner:
             bestpath=False,
             compallsen=True,  # scores are then relative to the best of all sounds
             cmn="batch",
-            beam=config.beam,
-            wbeam=config.beam,
-            pbeam=config.beam,
         )
         for number, sound in enumerate(_SOUNDS, 1):
             self._decoder.add_word(_ANY if number == 1 else f"{_ANY}({number})", sound, False)
@@ -161,18 +161,17 @@ class PocketsphinxAligner:
                 f"{len(words)} word{' needs' if len(words) == 1 else 's need'} at least {least * _FRAME:.2f} s, "
                 f"the sound without its silence is {frames * _FRAME:.2f} s long"
             )
-        if not self.config.beam and frames * len(words) * _BYTES > _MOST_BYTES:
-            raise AlignmentError(
-                f"{len(words)} words in {frames * _FRAME:.0f} s would take over {_MOST_BYTES / 1e9:.0f} GB of memory: "
-                "cut the recording into clips, or set beam=1e-300"
-            )
+        too_long = frames * len(words) * _BYTES > _MOST_BYTES
+        beam = self.config.beam or (_WIDE_BEAM if too_long else 0.0)
+        for name in ("beam", "wbeam", "pbeam"):
+            self._decoder.config[name] = beam
         edges, final = _grammar(words)
         self._decoder.add_fsg("transcript", self._decoder.create_fsg("transcript", 0, final, edges))
         self._decoder.activate_search("transcript")
         said = self._decode(samples)
         counts = _path([segment.base for segment in said], words)
         if counts is None:
-            hint = f": a beam of {self.config.beam:g} loses all ways through it" * (self.config.beam > 0)
+            hint = f": a beam of {beam:g} loses all ways through it" * (beam > 0)
             raise AlignmentError(f"the sound does not follow the transcript{hint}")
         return list(self._join(said, counts))
 
