@@ -239,7 +239,11 @@ KINDS = (
     Kind("bytes flipped in the header of an mp4", edited(".mp4", flipped(0, 0.002, 12)), "fails|kept|damaged"),
     Kind("bytes flipped in the index of an mp4", edited(".mp4", in_box("moov", 60)), "fails|damaged|kept"),
     Kind("a hundred bytes flipped in the media of an mp4", edited(".mp4", in_box("mdat", 100)), "damaged"),
-    Kind("half the bytes of the media of an mp4 flipped", edited(".mp4", in_box("mdat", 60000)), "damaged|fails"),
+    Kind(
+        "half the bytes of the media of an mp4 flipped",
+        edited(".mp4", in_box("mdat", 60000)),
+        "damaged|no_video+damaged|fails",
+    ),
     Kind("bytes flipped all over a webm", edited(".webm", flipped(0.1, 1, 100)), "damaged|fails|kept"),
     Kind("bytes flipped in the header of a webm", edited(".webm", flipped(0, 0.001, 12)), "fails|kept|damaged"),
     Kind("a quarter of the media of an mp4 turned to zeros", edited(".mp4", zeroed), "damaged"),
@@ -291,4 +295,5 @@ KINDS = (
     Kind("a folder named like a clip", written(".mp4", _folder), "fails"),
     Kind("a named pipe, which never ends", written(".mp4", lambda path: os.mkfifo(path)), "fails", "no file"),
     Kind("an endless device", written(".mp4", lambda path: path.symlink_to("/dev/zero")), "fails", "no file"),
+    Kind("six bytes flipped in the media of an mp4", edited(".mp4", in_box("mdat", 6)), "damaged"),
 )

@@ -78,3 +78,10 @@ def test_the_sample_shows_every_kind_of_status_first(monkeypatch):
     chosen = run_report._sample(corpus, statuses)
     assert {status.status for _, status in chosen} == {"ok", "failed", "no_face"}
     assert chosen == run_report._sample(corpus, statuses)
+
+
+def test_the_name_of_a_clip_with_a_picture_is_no_markup_either(monkeypatch):
+    monkeypatch.setattr(run_report, "_thumbnail", lambda clip, status, recipe: b"jpeg")
+    clip = corpora.Clip("v", SCRIPT, "train", Path("x"), "", 0.0)
+    figure = run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok", SCRIPT), load_recipe("default"))
+    assert SCRIPT not in figure and figure.count("&lt;script&gt;") == 2
