@@ -1,9 +1,7 @@
 """A state dict of the published multimodal model → a run folder that `cmc evaluate` and `cmc predict` take.
 
 Published checkpoints are pickles of whole modules: loading one runs whatever code it names, so they are refused. Their
-weights alone are safe to load; where the published code is installed, this writes them:
-
-    torch.save(torch.load("cmc.pth", weights_only=False).state_dict(), "weights.pt")
+weights alone are safe to load; `torch.save(model.state_dict(), "weights.pt")` writes them, in the published code.
 """
 
 from __future__ import annotations
@@ -25,10 +23,7 @@ from cmc.metrics import class_metrics
 from cmc.text_encoder import load_encoder
 from cmc.train import open_material, validation_logits, versions
 
-_WHOLE_MODULE = (
-    "save its weights alone, where the published code is installed: "
-    'torch.save(torch.load("cmc.pth", weights_only=False).state_dict(), "weights.pt")'
-)
+_WHOLE_MODULE = 'save its weights alone, in the published code: torch.save(model.state_dict(), "weights.pt")'
 
 
 def import_weights(path: Path, features: Path, folder: Path, config: Config) -> runs.Record:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cmc import journal
 from cmc import run as runs
@@ -25,12 +23,7 @@ COMMAND = ["--layers", "1", "--pretrain-epochs", "3", "--epochs", "3", "--batch-
 COMMAND += ["--label-warmup", "0", "--tensorboard"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import h5py
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
 
 from cmc import run as runs
 from cmc.calibration import expected_values, fit_temperature, negative_log_likelihood, probabilities
@@ -28,12 +26,7 @@ QUICK = ["--layers", "1", "--pretrain-epochs", "8", "--epochs", "3", "--batch-si
 QUICK += ["--lr", "0.005", "--label-momentum", "0.2", "0.2", "0.2", "--label-warmup", "0"]  # labels turn so soon
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -35,12 +34,7 @@ COLUMNS = ["video_id", "clip_id", "text", "label", "label_T", "label_A", "label_
 QUICK = ["--layers", "1", "--pretrain-epochs", "4", "--epochs", "3", "--text", "freeze"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def corpus(root: Path, rows: list[tuple[str, str, str]]) -> Path:

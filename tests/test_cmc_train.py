@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from cmc import run as runs
 from cmc import train as training
 from cmc.cli import main
 from cmc.config import MODALITIES, Config
-from cmc.data import load, task_of
+from cmc.data import load
 from cmc.evaluate import evaluate, predict_split
 from cmc.finetune import Finetuning
 from cmc.planted import Plan, plant
@@ -33,12 +32,7 @@ QUICK = ["--layers", "1", "--pretrain-epochs", "3", "--epochs", "2", "--batch-si
 FROZEN = [*QUICK, "--text", "freeze"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -371,36 +365,6 @@ def test_one_class_is_nothing_to_train_on(features: Path, tmp_path: Path, capsys
         file["train/regression_labels"][:] = 1.0
     assert main(["train", str(same), "-o", str(tmp_path / "run"), *FROZEN]) == 4
     assert "the same label" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--device", "nowhere"], "there is no device 'nowhere' here"),
-        (["--device", "cuda:99"], "there is no device 'cuda:99' here"),
-        (["--precision", "bf16"], "bf16 is for --device cuda"),
-    ],
-)
-def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys, arguments, says):
-    plant(tmp_path / "f.h5", Plan({"train": 8, "valid": 4, "test": 4}))
-    assert main(["train", str(tmp_path / "f.h5"), "-o", str(tmp_path / "run"), "--text", "freeze", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1
-    assert not (tmp_path / "run" / "run.json").exists()
-
-
-@pytest.mark.parametrize("stream", ["never", "always"])
-def test_a_split_goes_to_a_device_whole(tmp_path, stream):
-    """The meta device holds no values, but says which tensors stayed behind."""
-    plant(tmp_path / "f.h5", Plan({"train": 8, "valid": 4, "test": 4}))
-    with FeatureFile(tmp_path / "f.h5") as file:
-        split = load(file, "train", task_of(file), stream=stream)
-    moved = split.to(torch.device("meta"))
-    tensors = [moved.tokens, *moved.labels.values(), *(mask for mask in moved.masks.values() if mask is not None)]
-    tensors += [values for values in moved.inputs.values() if isinstance(values, torch.Tensor)]
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert len(tensors) == (11 if stream == "never" else 8)
-    assert moved.present("audio").device.type == "meta"
 
 
 def test_training_that_diverges_says_so_and_leaves_nothing(

@@ -13,7 +13,7 @@ Make a run folder of the published code's multimodal weights, for cmc evaluate a
 not tell, --heads before all. FEATURES is the file that it is to work on; its recipe must name the text encoder.
 
 Pickles of whole modules, as the published code writes them, are refused, since loading one runs the code it names.
-Where that is installed: torch.save(torch.load("cmc.pth", weights_only=False).state_dict(), "weights.pt")"""
+In the published code, torch.save(model.state_dict(), "weights.pt") writes the weights alone."""
 EXAMPLES = (
     "mmfeat convert sims.pkl sims.h5 --text-model bert-base-chinese",
     "cmc import weights.pt sims.h5 -o runs/published --heads 4",
