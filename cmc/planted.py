@@ -2,6 +2,7 @@
 
 Each modality's features show its own label, and training sees only M, the majority of the three. So it is known which
 unimodal labels a copy of M gets wrong, and whether PLGM finds them. Labels are written beside the file, not into it.
+A share of the M labels that are trained and selected on may be corrupted; the test split's are always the true ones.
 Three classes are polarity, with numbers for labels; any other number of classes is named.
 """
 
@@ -58,11 +59,13 @@ class Plan:
     """Write the unimodal labels into the file as well, for CMC-GT."""
     seed: int = 0
     classes: int = 3
+    corrupt: float = 0.0
+    """Share of training and validation clips whose M label in the file is another than the true one."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= len(NAMES):
             raise UsageError(f"{self.classes} classes cannot be planted: 2 to {len(NAMES)}")
-        for name in ("conflict", "missing"):
+        for name in ("conflict", "missing", "corrupt"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise UsageError(f"{name} {share:g} is not a share of the clips: 0 to 1")
         if not 0 <= self.signal < np.inf:
@@ -89,7 +92,7 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
         text_encoder: folder of a transformers encoder; its output for planted words then is the text. By default
             text is drawn like the other modalities, and there is no encoder to finetune.
 
-    Returns: split → `M`, `T`, `A`, `V` → classes (N,).
+    Returns: split → `M`, `T`, `A`, `V` → true classes (N,).
 
     Files of these names are replaced; folders above are made.
     """
@@ -117,7 +120,7 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
             group["id"][:] = ids
             group["raw_text"][:] = [""] * clips
             group["annotations"][:] = ["" for _ in ids]
-            _write_labels(group, labels, plan)
+            _write_labels(group, labels | {"M": _corrupted(labels["M"], split, plan)}, plan)
             for modality in ("audio", "vision"):
                 gone = rng.random(clips) < plan.missing
                 values, mask = _series(rng, means[modality], labels[modality[0].upper()], STEPS[modality], gone)
@@ -145,6 +148,15 @@ def _labels(rng: np.random.Generator, clips: int, plan: Plan) -> dict[str, NDArr
     which = rng.integers(0, 3, len(rows))
     unimodal[rows, which] = (M[rows] + rng.integers(1, plan.classes, len(rows))) % plan.classes
     return {"M": M, "T": unimodal[:, 0], "A": unimodal[:, 1], "V": unimodal[:, 2]}
+
+
+def _corrupted(M: NDArray[np.int64], split: str, plan: Plan) -> NDArray[np.int64]:
+    """M with one of the other classes on a share of the clips, drawn apart: the rest of the file does not change."""
+    if split not in ("train", "valid"):
+        return M
+    rng = np.random.default_rng([plan.seed, ("train", "valid").index(split)])
+    rows = rng.random(len(M)) < plan.corrupt
+    return np.where(rows, (M + rng.integers(1, plan.classes, len(M))) % plan.classes, M)
 
 
 def _write_labels(group: h5py.Group, labels: Mapping[str, NDArray[np.int64]], plan: Plan) -> None:
@@ -228,7 +240,7 @@ def _write_truth(path: Path, truth: Mapping[str, Mapping[str, NDArray[np.int64]]
     written = [f"{value:g}" for value in VALUES] if names == POLARITIES else names
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["video_id", "clip_id", "label_T", "label_A", "label_V"])
+        rows.writerow(["video_id", "clip_id", "label_T", "label_A", "label_V", "label_M"])
         for split, labels in truth.items():
             for row in range(len(labels["M"])):
-                rows.writerow([split, f"{row:04d}", *(written[labels[key][row]] for key in "TAV")])
+                rows.writerow([split, f"{row:04d}", *(written[labels[key][row]] for key in "TAVM")])

@@ -19,6 +19,7 @@ CLIPS = ["--clips", "8", "4", "4"]
     [
         (["--missing", "1.5"], "missing 1.5"),
         (["--conflict", "2"], "conflict 2"),
+        (["--corrupt", "-0.1"], "corrupt -0.1"),
         (["--conflict", "nan"], "conflict nan"),
         (["--signal", "nan"], "signal nan"),
         (["--signal", "-1"], "signal -1"),
@@ -54,6 +55,23 @@ def test_folders_are_made_and_a_modality_may_be_missing_everywhere(tmp_path: Pat
         assert main(["plant", str(path), *CLIPS, "--missing", "1"]) == 0
     with FeatureFile(path) as file:
         assert not file.read("train", "audio_mask").any()
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_corrupted_labels_are_a_share_of_what_is_trained_on(classes: int, tmp_path: Path) -> None:
+    clips = {"train": 200, "valid": 200, "test": 50}
+    plans = {name: Plan(clips, classes=classes, corrupt=share) for name, share in (("clean", 0.0), ("corrupt", 0.3))}
+    truths = {name: plant(tmp_path / f"{name}.h5", plan) for name, plan in plans.items()}
+    key, wrong = "regression_labels" if classes == 3 else "classification_labels", {}
+    with FeatureFile(tmp_path / "clean.h5") as clean, FeatureFile(tmp_path / "corrupt.h5") as corrupt:
+        for split in clips:
+            wrong[split] = clean.read(split, key) != corrupt.read(split, key)
+            assert all((truths["clean"][split][m] == truths["corrupt"][split][m]).all() for m in "MTAV")
+            for same in ("text", "audio", "vision_mask"):
+                assert (clean.read(split, same) == corrupt.read(split, same)).all()
+    assert 0.2 < wrong["train"].mean() < 0.4 and 0.2 < wrong["valid"].mean() < 0.4
+    assert not wrong["test"].any() and (wrong["train"] != wrong["valid"]).any()
+    assert (tmp_path / "clean_truth.csv").read_bytes() == (tmp_path / "corrupt_truth.csv").read_bytes()
 
 
 def test_a_run_does_not_answer_for_another_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--missing", type=float, default=0.0, metavar="SHARE", help="of clips without sound; of those without face"
     )
+    parser.add_argument(
+        "--corrupt", type=float, default=0.0, metavar="SHARE", help="of training and validation clips labelled wrongly"
+    )
     parser.add_argument("--annotated", action="store_true", help="write the unimodal labels into FILE too, for CMC-GT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE and its labels where they exist")
@@ -38,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from cmc.planted import Plan, plant
 
     splits = dict(zip(("train", "valid", "test"), args.clips, strict=True))
-    plan = Plan(splits, args.conflict, args.signal, args.missing, args.annotated, args.seed, args.classes)
+    shares = {"conflict": args.conflict, "signal": args.signal, "missing": args.missing, "corrupt": args.corrupt}
+    plan = Plan(splits, **shares, annotated=args.annotated, seed=args.seed, classes=args.classes)
     if args.out.suffix != ".h5":
         raise UsageError(f"{args.out} must end in .h5, as feature files do")
     truth = args.out.with_name(f"{args.out.stem}_truth.csv")
