@@ -58,6 +58,8 @@ class Recipe(Config):
     @classmethod
     def _extractor_exists(cls, section: dict[str, Any], info: Any) -> dict[str, Any]:
         name = section.get("extractor")
+        if broken := extractors.BROKEN.get(str(name)):
+            raise ValueError(broken)
         entry = extractors.ENTRIES.get(str(name))
         if entry is None or entry.modality != info.field_name:
             known = [e.name for e in extractors.ENTRIES.values() if e.modality == info.field_name]
@@ -148,6 +150,8 @@ class Recipe(Config):
             "models": {model: models.digest(model) for model in registered.models(config)},
             "language": self.language if part == "words" else None,
         }
+        if part != "words" and (brought_by := extractors.ENTRIES[name].distribution):
+            identity["distribution"] = brought_by.rsplit(maxsplit=1)[0]  # its `version` says when the output changes
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
     def resolved(self) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Entry:
     """The one command that gets what is missing."""
     languages: tuple[str, ...] = ()
     """ISO 639-1 codes; empty: any."""
+    distribution: str = ""
+    """Name and version of the distribution that brings it; empty for what comes with mmfeat. Set by mmfeat."""
 
     def speaks(self, language: str) -> bool:
         return not self.languages or language in self.languages
@@ -65,12 +67,39 @@ class Registered:
 
 
 class Registry:
-    """Parts of one kind by name. A part enters itself when its module is imported, which `find` does."""
+    """Parts of one kind by name. A part enters itself when its module is imported, which `find` does.
 
-    def __init__(self, kind: str, entries: Iterable[Entry]):
-        self._kind = kind
+    With an entry point `group`, other distributions may bring parts for `modalities`; see `mmfeat.plugins`. They are
+    looked up at first use, not on import, since their modules import this one.
+    """
+
+    def __init__(self, kind: str, entries: Iterable[Entry], group: str = "", modalities: tuple[str, ...] = ()):
+        self._kind, self._group, self._modalities = kind, group, modalities
         self._registered: dict[str, Registered] = {}
-        self.entries = {entry.name: entry for entry in entries}
+        self._entries = {entry.name: entry for entry in entries}
+        self._broken: dict[str, str] = {}
+        self._complete = not group
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Name → what is known of each part, plugins included."""
+        self._discover()
+        return self._entries
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Name → why a plugin of that name cannot be used."""
+        self._discover()
+        return self._broken
+
+    def _discover(self) -> None:
+        if self._complete:
+            return
+        self._complete = True  # first: a plugin that looks here while it is imported sees what comes with mmfeat
+        from mmfeat.plugins import discover
+
+        found, self._broken = discover(self._group, self._kind, self._entries, self._modalities)
+        self._entries |= found
 
     def register(
         self,
@@ -94,12 +123,28 @@ class Registry:
     def find(self, name: str) -> Registered:
         """The part `name`, its module imported.
 
-        Raises KeyError for an unknown name, MissingBackendError where its packages are not installed.
+        Raises KeyError for an unknown name, MissingBackendError where its packages are not installed or a plugin is
+        broken.
         """
+        if name in self.broken:
+            raise MissingBackendError(self.broken[name])
         if name not in self.entries:
             raise KeyError(f"no {self._kind} {name!r}; there are: {', '.join(sorted(self.entries))}")
         entry = self.entries[name]
         if missing := entry.missing():
             raise MissingBackendError(f"{self._kind} {name!r} needs {', '.join(missing)}: {entry.install}")
-        importlib.import_module(entry.module)
+        if entry.distribution:
+            self._import_plugin(entry)
+        else:
+            importlib.import_module(entry.module)
         return self._registered[name]
+
+    def _import_plugin(self, entry: Entry) -> None:
+        try:
+            importlib.import_module(entry.module)
+            if entry.name not in self._registered:
+                raise LookupError(f"module {entry.module} does not register {entry.name!r}")
+        except Exception as error:
+            raise MissingBackendError(
+                f"{self._kind} {entry.name!r} of {entry.distribution} cannot be used: {type(error).__name__}: {error}"
+            ) from error

@@ -6,16 +6,29 @@ An extractor is a class made from its config; making it loads its models, callin
 * audio:  `(Waveform) -> Track`
 * text:   `(str) -> Wordpieces`
 
-It has `names`, one per column, known before the first call.
+It has `names`, one per column, known before the first call. Other distributions add extractors through the entry point
+group `mmfeat.extractors`; docs/extractors.md holds the whole contract and an example.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import Field
 
 from mmfeat.registry import Config, Entry, MissingBackendError, Registered, Registry
 
-__all__ = ["ENTRIES", "Config", "Entry", "MissingBackendError", "Registered", "TextConfig", "find", "register"]
+__all__ = [
+    "BROKEN",
+    "ENTRIES",
+    "Config",
+    "Entry",
+    "MissingBackendError",
+    "Registered",
+    "TextConfig",
+    "find",
+    "register",
+]
 
 
 class TextConfig(Config):
@@ -55,5 +68,18 @@ _registry = Registry(
             "pip install transformers torch",
         ),
     ),
+    group="mmfeat.extractors",
+    modalities=("vision", "audio", "text"),
 )
-ENTRIES, register, find = _registry.entries, _registry.register, _registry.find
+register, find = _registry.register, _registry.find
+ENTRIES: dict[str, Entry]
+"""Name → what is known of each extractor."""
+BROKEN: dict[str, str]
+"""Name → why a plugin's extractor cannot be used."""
+
+
+def __getattr__(name: str) -> Any:
+    """ENTRIES and BROKEN, at first use: plugins import this module, so it must be whole before they are looked up."""
+    if name not in ("ENTRIES", "BROKEN"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _registry.entries if name == "ENTRIES" else _registry.broken

@@ -70,7 +70,10 @@ def _backends() -> Iterator[tuple[str, str, str, str]]:
     from mmfeat import extractors, words
 
     for extractor in extractors.ENTRIES.values():
-        yield extractor.name, extractor.modality, _state(extractor), extractor.summary
+        source = f" ({extractor.distribution})" if extractor.distribution else ""
+        yield extractor.name, extractor.modality, _state(extractor), extractor.summary + source
+    for name, reason in extractors.BROKEN.items():
+        yield name, "", f"broken: {reason}", ""
     for aligner in words.ENTRIES.values():
         yield aligner.name, "words", _state(aligner), aligner.summary
 
