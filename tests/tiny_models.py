@@ -1,0 +1,88 @@
+"""Transformers models of a few thousand random weights, made on the spot: what a real one's folder holds, in small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SPEECH = ("wav2vec2", "wav2vec2-layer", "hubert", "wavlm", "whisper")
+IMAGE = ("clip", "dinov2", "vit")
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+_CONVOLUTIONS = {  # the real models' receptive field and stride, at fewer channels
+    "conv_dim": [16] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+def speech(family: str, folder: Path, **changes: Any) -> Path:
+    """An encoder of speech, one of `SPEECH`; `wav2vec2-layer` is the kind with layer norms and normalised input."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    if family == "whisper":
+        sizes = {"d_model": 32, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
+        sizes |= {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "vocab_size": 60}
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+        model: Any = t.WhisperModel(t.WhisperConfig(**{**sizes, **tokens, **changes}))
+        extractor: Any = t.WhisperFeatureExtractor()
+    else:
+        by_layer = family == "wav2vec2-layer"
+        norms = {"feat_extract_norm": "layer", "do_stable_layer_norm": True} if by_layer else {}
+        kinds = {
+            "wav2vec2": (t.Wav2Vec2Config, t.Wav2Vec2Model),
+            "hubert": (t.HubertConfig, t.HubertModel),
+            "wavlm": (t.WavLMConfig, t.WavLMModel),
+        }
+        config, kind = kinds[family.removesuffix("-layer")]
+        model = kind(config(**{**_SIZES, **_CONVOLUTIONS, **norms, **changes}))
+        extractor = t.Wav2Vec2FeatureExtractor(do_normalize=by_layer, return_attention_mask=by_layer)
+    model.eval().save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+def image(family: str, folder: Path, size: int = 32) -> Path:
+    """An encoder of pictures, one of `IMAGE`, that takes squares of `size` pixels in patches of 8."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    shape = {"image_size": size, "patch_size": 8}
+    if family == "clip":
+        text = {**_SIZES, "vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        model: Any = t.CLIPModel(t.CLIPConfig(text_config=text, vision_config={**_SIZES, **shape}, projection_dim=16))
+        processor: Any = t.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    elif family == "dinov2":
+        sizes = {key: value for key, value in _SIZES.items() if key != "intermediate_size"}
+        model = t.Dinov2Model(t.Dinov2Config(**sizes, **shape))
+        processor = t.BitImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    else:
+        model = t.ViTModel(t.ViTConfig(**_SIZES, **shape))
+        processor = t.ViTImageProcessor(size={"height": size, "width": size})
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def text(folder: Path, words: str = "hello world what a lovely day") -> Path:
+    """A BERT with a tokenizer that knows `words`; others are spelt, and what it cannot spell is `[UNK]`."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [piece for letter in "abcdefghijklmnopqrstuvwxyz.,!?'" for piece in (letter, f"##{letter}")]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*words.split(), *letters])]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    t.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    t.BertModel(t.BertConfig(**_SIZES, vocab_size=len(vocabulary), max_position_embeddings=64)).eval().save_pretrained(
+        folder
+    )
+    return folder
+
+
+SETTINGS: dict[str, Any] = {"ssl": lambda folder: {"model": str(speech("wavlm", folder / "wavlm"))}}
+"""Extractor → a call that makes its model in a folder and gives the settings that name it, for the contract test."""
