@@ -32,18 +32,18 @@ from cmc.unimodal import Branch, Head, TextModel
 from mmfeat.files import atomic
 from mmfeat.layout import FeatureFile
 
-_PLAIN = {"labels": "multimodal", "fusion": False, "router": False, "contrastive": False}
+_PLAIN = {"pretrain": "copy", "fusion": False, "router": False, "contrastive": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "CMC": {},
     "CMC, reference mode": {"mode": "reference"},
-    "CMC-GT": {"labels": "annotated"},
-    "no PLGM": {"labels": "multimodal"},
+    "CMC-GT": {"pretrain": "gt"},
+    "no PLGM": {"pretrain": "copy"},
     "no PFM": {"fusion": False},
     "no MCR": {"router": False},
     "no SupCon": {"contrastive": False},
-    "text only": {"use": ("text",), "labels": "multimodal", "contrastive": False},
-    "audio only": {"use": ("audio",), "labels": "multimodal", "contrastive": False},
-    "vision only": {"use": ("vision",), "labels": "multimodal", "contrastive": False},
+    "text only": {"use": ("text",), "pretrain": "copy", "contrastive": False},
+    "audio only": {"use": ("audio",), "pretrain": "copy", "contrastive": False},
+    "vision only": {"use": ("vision",), "pretrain": "copy", "contrastive": False},
     "concatenation": _PLAIN,
     "late fusion": _PLAIN,
 }
@@ -150,7 +150,7 @@ def _not_possible(name: str, features: Path, config: Config, truth: Path | None)
     differs = VARIANTS[name]
     if differs.get("mode") == config.mode:
         return f"every variant is in {config.mode} mode already"
-    if differs.get("labels") == "annotated" and truth is None:
+    if differs.get("pretrain") == "gt" and truth is None:
         with open_features(features) as file:
             train = load(file, "train", task_of(file))
         if not any((train.label(letter) >= 0).any() for letter in LETTERS.values()):
@@ -171,7 +171,7 @@ def _one(name: str, features: Path, config: Config, truth: Path | None, report: 
     else:
         fitted = fit(material, config, report)
         model, record = fitted.model, fitted.record
-        recovered = _recovered(material.train, fitted.states["train"]) if config.labels == "pseudo" else {}
+        recovered = _recovered(material.train, fitted.states["train"]) if config.pretrain == "plgm" else {}
     if record.status == "interrupted":
         raise KeyboardInterrupt
     with FeatureFile(features) as file:

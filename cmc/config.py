@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from cmc.strategies import PUBLISHED, STRATEGIES
+
 Modality = Literal["text", "audio", "vision"]
 MODALITIES: tuple[Modality, ...] = ("text", "audio", "vision")
 """The order of experts, of the rows of X and of everything stored per modality."""
@@ -75,9 +77,10 @@ class Config(BaseModel):
         default="calibrated", description="the method put right, or the published code's behaviour to the letter"
     )
     seed: int = Field(default=1111, ge=0, description="of weights, batch order and dropout")
-    labels: Literal["pseudo", "multimodal", "annotated"] = Field(
-        default="pseudo",
-        description="unimodal targets: made by PLGM, copies of the clip's label, or the annotated ones (CMC-GT)",
+    pretrain: str = Field(
+        default="plgm",
+        description="stage 1: " + "; ".join(f"{name}: {one.summary}" for name, one in STRATEGIES.items()),
+        json_schema_extra={"choices": list(STRATEGIES)},
     )
     polarity: Literal["positive", "negative"] = Field(
         default="positive",
@@ -89,7 +92,7 @@ class Config(BaseModel):
     )
     text: Literal["finetune", "freeze"] = Field(
         default="finetune",
-        description="whether stage 2 trains the text encoder; with annotated labels stage 1 does too",
+        description="whether stage 2 trains the text encoder; with --pretrain gt stage 1 does too",
     )
 
     layers: int = Field(default=2, ge=1, description="Transformer encoder layers per modality")
@@ -158,10 +161,19 @@ class Config(BaseModel):
             raise ValueError("each must be at least 0" + (" and at most 1" if most == 1 else ""))
         return values
 
+    @field_validator("pretrain")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in STRATEGIES:
+            raise ValueError(f"there is no {name!r}; there are: {', '.join(STRATEGIES)}")
+        return name
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.pretrain not in PUBLISHED and not self.calibrated:
+            raise ValueError(f"the published code knows no pretrain {self.pretrain}: choose it in calibrated mode")
         if self.class_weights != "none" and not self.calibrated:
             raise ValueError("the published method has no class weights: give them in calibrated mode")
         if not self.use or len(set(self.use)) != len(self.use):
@@ -175,7 +187,7 @@ class Config(BaseModel):
     @property
     def contrast_question(self) -> Literal["positive", "negative"]:
         """What the contrastive term asks of polarity: the dataset's question, but published CMC-GT has one for all."""
-        return "positive" if self.labels == "annotated" and not self.calibrated else self.polarity
+        return "positive" if self.pretrain == "gt" and not self.calibrated else self.polarity
 
     @property
     def modalities(self) -> tuple[str, ...]:

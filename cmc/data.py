@@ -7,7 +7,7 @@ the published code does instead: the value becomes 0, and nothing is masked anyw
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,6 +71,8 @@ class Split:
     tokens: Tensor
     labels: dict[str, Tensor] | None
     """`M`, `T`, `A`, `V` → (N,) int64 classes; −1 where not annotated."""
+    values: Tensor | None = None
+    """Shape (N,): the clips' own labels as numbers; None where they were not to be read or are named classes."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,6 +99,7 @@ class Split:
             {m: None if mask is None else mask.to(device) for m, mask in self.masks.items()},
             self.tokens.to(device),
             None if self.labels is None else {key: values.to(device) for key, values in self.labels.items()},
+            None if self.values is None else self.values.to(device),
         )
 
     def batch(self, index: Tensor) -> Batch:
@@ -146,6 +149,7 @@ class Split:
             {modality: None if mask is None else mask[rows] for modality, mask in self.masks.items()},
             self.tokens[rows],
             None if self.labels is None else {key: values[rows] for key, values in self.labels.items()},
+            None if self.values is None else self.values[rows],
         )
 
     def without(self, modality: str) -> Split:
@@ -187,8 +191,9 @@ def load(
             short = steps if modality in TIMED and 0 < steps < mask.shape[1] else 0
             mask, masks[modality] = scan(file, split, modality, mask, short)
         inputs[modality] = Streamed(file.path, split, modality, mask, short)
-    loaded = Split(tuple(file.read(split, "id")), inputs, masks, tokens, _labels(file, split, task) if task else None)
-    loaded = finite(loaded)
+    labels = _labels(file, split, task) if task else None
+    values = torch.from_numpy(file.read(split, REGRESSION).astype(np.float32)) if task and task.is_polarity else None
+    loaded = finite(Split(tuple(file.read(split, "id")), inputs, masks, tokens, labels, values))
     if steps and masked:
         loaded = shorten(loaded, steps)
     if task is not None:
@@ -272,12 +277,6 @@ def _renumbered(file: FeatureFile, classes: NDArray[np.int64], task: Task) -> ND
 def unlabelled(file: FeatureFile, split: str, task: Task) -> int:
     """How many clips of a split have no label of their own: `load` leaves them out."""
     return int((_labels(file, split, task)["M"] < 0).sum())
-
-
-def values_of(file: FeatureFile, split: str, ids: Sequence[str]) -> NDArray[np.float32]:
-    """The labels of clips `ids` of a split as numbers, shape (N,)."""
-    labels = dict(zip(file.read(split, "id"), file.read(split, REGRESSION), strict=True))
-    return np.array([labels[id] for id in ids], np.float32)
 
 
 def open_features(path: Path) -> FeatureFile:

@@ -18,7 +18,7 @@ from torch import nn
 from cmc import run as runs
 from cmc.calibration import expected_values, negative_log_likelihood, probabilities
 from cmc.config import LETTERS, MODALITIES, UsageError
-from cmc.data import DataError, Split, Task, load, unlabelled, values_of
+from cmc.data import DataError, Split, Task, load, unlabelled
 from cmc.fusion import Fused
 from cmc.metrics import (
     DEFINITIONS,
@@ -100,7 +100,7 @@ def evaluate(
         _check_same_labels(record.task, file, split)
         data = load(file, split, record.task, config.calibrated, config.steps)
         without_label = unlabelled(file, split, record.task)
-        values = values_of(file, split, data.ids) if record.task.is_polarity else None
+        values = data.values.numpy() if data.values is not None else None
         if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
             data = cache(data, load_encoder(encoder_name(file.recipe), frozen=True))
     if split == "test":

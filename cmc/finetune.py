@@ -113,7 +113,7 @@ def frozen_labels(
     states: Mapping[str, Mapping[str, Tensor]], splits: Mapping[str, Split], config: Config
 ) -> dict[str, dict[str, Tensor]]:
     """Hard labels for stage 2: of the stored states, or annotated ones."""
-    if config.labels == "annotated":
+    if config.pretrain == "gt":
         return {name: {m: split.label(LETTERS[m]) for m in config.modalities} for name, split in splits.items()}
     return {name: {m: state.argmax(1) for m, state in of_split.items()} for name, of_split in states.items()}
 

@@ -1,38 +1,47 @@
-"""Stage 1: one classifier per modality, taught by labels that PLGM makes while they learn.
+"""Stage 1, whatever the strategy: what it is given, what it gives, and the loop over epochs that strategies share.
 
-Epoch: train on the current hard labels, validate the averaged models on theirs, update the labels. In reference mode
-labels are updated batch by batch from the live model, as published; in calibrated mode once at the end of the epoch
-from the averaged model (see pseudo_labels). Models and labels are kept per modality, both of its best epoch.
+A strategy (see cmc.strategies) is a module with `pretrain(given) -> Pretrained`. Most are a `Stage`, whose epochs
+`run` turns into weights: per modality those of the best validation figure, and the label states of the same epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from cmc.config import LETTERS, Config, DivergedError, UsageError
+from cmc.config import Config, DivergedError
 from cmc.data import Batch, Split, Task
-from cmc.ema import Average, span_momentum
 from cmc.journal import Journal
-from cmc.losses import cross_entropy
-from cmc.pseudo_labels import PseudoLabels, momentum
-from cmc.training import (
-    Best,
-    Report,
-    class_weights,
-    contrast,
-    load_owned,
-    only_present,
-    optimizer,
-    owned,
-    silent,
-    snapshot,
-)
-from cmc.unimodal import Output, Unimodal, runs_encoder
+from cmc.strategies import STRATEGIES
+from cmc.training import Best, Report, load_owned, owned, silent, snapshot
+from cmc.unimodal import Unimodal, runs_encoder
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a strategy works with, on the device that it is to work on."""
+
+    models: Mapping[str, Unimodal]
+    """Modality → an untrained classifier; what is pretrained are its branch and, where labels teach it, its head."""
+    train: Split
+    valid: Split
+    config: Config
+    task: Task
+    unlabelled: tuple[Split, ...] = ()
+    """Further clips, without any label."""
+    report: Report = silent
+    journal: Journal = field(default_factory=Journal)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "valid": self.valid}
 
 
 @dataclass
@@ -40,158 +49,101 @@ class Pretrained:
     """What stage 2 starts from."""
 
     weights: dict[str, dict[str, Tensor]]
-    """Modality → weights of its (averaged) model."""
+    """Modality → weights of its classifier; empty: stage 2 starts afresh."""
     states: dict[str, dict[str, Tensor]]
-    """Split (`train`, `valid`) → modality → label states (N, K), made by those very weights' epoch."""
+    """Split (`train`, `valid`) → modality → label states (N, K), of those very weights' epoch."""
     best_epoch: dict[str, int]
     history: list[dict[str, float]] = field(default_factory=list)
     interrupted: bool = False
+    values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Split → modality → labels as numbers (N,), where the strategy makes such."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """What else the run is to keep, such as another network's weights."""
 
 
-class Pretraining:
-    """The moving parts of stage 1. `pretrain` runs it; tests step it."""
+def copies(split: Split, modalities: Iterable[str], task: Task) -> dict[str, Tensor]:
+    """Label states (N, K) that are the clip's own label for every modality."""
+    own = functional.one_hot(split.label("M"), task.classes).float()
+    return {m: own.clone() for m in modalities}
 
-    def __init__(self, models: Mapping[str, Unimodal], train: Split, valid: Split, config: Config, task: Task):
+
+class Stage(ABC):
+    """The moving parts of a strategy that learns in epochs. `run` runs it; tests step it."""
+
+    warmup = 0
+    """Epochs that prepare: none of them is judged or kept, and they do not count as epochs without improvement."""
+
+    def __init__(self, models: Mapping[str, Unimodal], train: Split, valid: Split, config: Config, task: Task) -> None:
         self.models = dict(models)
         self.splits = {"train": train, "valid": valid}
+        self.sources: tuple[Split, ...] = (train,)
+        """The clips of an epoch."""
         self.config, self.task = config, task
-        self.weight = class_weights(train, config, task)
-        self.optimizer = optimizer(self.models.values(), config)
-        self.relabels = config.labels == "pseudo"
-        # CMC-GT has no averaged models: there, the live ones are judged.
-        self.averages = {} if config.labels == "annotated" else {m: self._average(model) for m, model in models.items()}
-        self.labels = {
-            name: {m: PseudoLabels(split.label("M"), task.classes) for m in models}
-            for name, split in self.splits.items()
-        }
-        self.steps = 0
 
-    def _average(self, model: Unimodal) -> Average[Unimodal]:
-        text = model.branch.text_model
-        return Average(model, self.config.calibrated, [text] if text is not None and text.frozen else [])
+    @abstractmethod
+    def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:
+        """One pass of `steps` batches of `sources`; mean losses per clip by name."""
 
+    @abstractmethod
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Mean validation losses by name."""
+
+    @abstractmethod
+    def figures(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """Modality → which of the validation losses decides whether it is kept; lower is better."""
+
+    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """All that changes from step to step, but for the generators."""
-        return {
-            "live": {m: owned(model) for m, model in self.models.items()},
-            "averaged": {m: owned(average.model) for m, average in self.averages.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "labels": {name: {m: made.states for m, made in per.items()} for name, per in self.labels.items()},
-            "steps": self.steps,
-        }
+        """All that changes from step to step, but for the generators. Its tensors need not be copies."""
 
+    @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
-        for m, model in self.models.items():
-            load_owned(model, state["live"][m])
-        for m, average in self.averages.items():
-            load_owned(average.model, state["averaged"][m])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, per in self.labels.items():
-            for m, made in per.items():
-                made.states = state["labels"][name][m]
-        self.steps = state["steps"]
 
     def judged(self, modality: str) -> Unimodal:
-        """The model that is validated, kept, and in calibrated mode asked for labels; in evaluation mode."""
-        if modality in self.averages:
-            return self.averages[modality].model
+        """The model that is validated and kept, in evaluation mode."""
         return self.models[modality].eval()
 
-    def targets(self, split: str, batch: Batch, modality: str) -> Tensor:
-        if self.config.labels == "annotated":
-            labels = self.splits[split].label(LETTERS[modality])[batch.index]
-        else:
-            labels = self.labels[split][modality].hard(batch.index)
-        return only_present(labels, batch, modality)
+    def states(self, split: str) -> dict[str, Tensor]:
+        """Modality → label states (N, K) as of now; by default copies of the clip's label."""
+        return copies(self.splits[split], self.models, self.task)
 
-    def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:
-        """One pass of `steps` batches; mean losses per clip, per modality and of the contrastive term."""
-        for model in self.models.values():
-            model.train()
-            text = model.branch.text_model
-            if text is not None and text.frozen and self.config.calibrated:
-                text.eval()
-        sums: dict[str, float] = {}
-        for batch in batches:
-            outputs, losses = self._losses("train", batch, self.models)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
-            self.optimizer.step()
-            for modality, average in self.averages.items():
-                average.update(self._ema_momentum(modality, epoch, steps))
-            self.steps += 1
-            if not self.config.calibrated:
-                self._visit("train", batch, outputs, epoch)
-            _add(sums, losses, len(batch.index))
-        return {name: value / len(self.splits["train"]) for name, value in sums.items()}
+    def values(self, split: str) -> dict[str, Tensor]:
+        """Modality → labels as numbers (N,) as of now, where the strategy makes such."""
+        return {}
 
-    @torch.no_grad()
-    def validate(self, epoch: int) -> dict[str, float]:
-        """Mean validation losses of the judged models, then new labels for validation (and training) clips."""
-        batch_size, sums = self.config.batch_size, dict[str, float]()
-        judged = {m: self.judged(m) for m in self.models}
-        for batch in self.splits["valid"].batches(batch_size):
-            outputs, losses = self._losses("valid", batch, judged)
-            if not self.config.calibrated:
-                outputs = {m: model.eval()(batch) for m, model in self.models.items()}
-            self._visit("valid", batch, outputs, epoch)
-            _add(sums, losses, len(batch.index))
-        if self.config.calibrated and self.relabels and epoch > self.config.label_warmup:
-            for batch in self.splits["train"].batches(4 * batch_size):
-                self._visit("train", batch, {m: model(batch) for m, model in judged.items()}, epoch)
-        return {name: value / len(self.splits["valid"]) for name, value in sums.items()}
-
-    def _losses(
-        self, split: str, batch: Batch, models: Mapping[str, Unimodal]
-    ) -> tuple[dict[str, Output], dict[str, Tensor]]:
-        outputs = {m: model(batch) for m, model in models.items()}
-        targets = {m: self.targets(split, batch, m) for m in models}
-        losses = {m: cross_entropy(output.logits, targets[m], self.weight) for m, output in outputs.items()}
-        if self.config.contrastive:
-            h = {m: output.h for m, output in outputs.items()}
-            losses["contrast"] = contrast(h, targets, batch, self.config, self.task)
-        return outputs, losses
-
-    def _visit(self, split: str, batch: Batch, outputs: Mapping[str, Output], epoch: int) -> None:
-        """Update the label states of a batch from its logits; clips that lack the modality keep theirs."""
-        if not self.relabels or epoch <= self.config.label_warmup:
-            return
-        for m, start in zip(LETTERS, self.config.label_momentum, strict=True):
-            if m in outputs:
-                there = batch.present(m)
-                rate = momentum(start, self.config.label_gamma, epoch)
-                self.labels[split][m].update(batch.index[there], outputs[m].logits[there], rate)
-
-    def _ema_momentum(self, modality: str, epoch: int, steps_per_epoch: int) -> float:
-        if self.config.calibrated:
-            return span_momentum(self.steps, steps_per_epoch, self.config.ema_epochs)
-        k = list(LETTERS).index(modality)
-        return momentum(self.config.ema_momentum[k], self.config.ema_gamma[k], epoch)
+    def extra(self) -> dict[str, Tensor]:
+        """What else the run is to keep, as of now."""
+        return {}
 
 
-def pretrain(
-    models: Mapping[str, Unimodal],
-    train: Split,
-    valid: Split,
-    config: Config,
-    task: Task,
-    report: Report = silent,
-    journal: Journal | None = None,
-) -> Pretrained:
-    """Run stage 1 until no modality has improved for `patience` epochs, from where `journal` says that it was.
+def live_state(models: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Of models and their optimiser, for `Stage.state`."""
+    return {"live": {name: owned(model) for name, model in models.items()}, "optimizer": optimizer.state_dict()}
 
-    Ctrl-C ends it after at least one whole epoch with what is best so far. Raises UsageError where annotated labels
-    are asked for and there are none, DivergedError where a modality's loss is not finite in any epoch.
+
+def restore_live(
+    models: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> None:
+    """Put back what `live_state` gave."""
+    for name, model in models.items():
+        load_owned(model, state["live"][name])
+    optimizer.load_state_dict(state["optimizer"])
+
+
+def run(stage: Stage, report: Report = silent, journal: Journal | None = None) -> Pretrained:
+    """Run a stage until no modality has improved for `patience` epochs, from where `journal` says that it was.
+
+    Ctrl-C ends it with what is best so far; before there is any, KeyboardInterrupt goes on. Raises DivergedError where
+    a modality's figure is not finite in any epoch.
     """
-    if config.labels == "annotated" and not any((train.label(LETTERS[m]) >= 0).any() for m in models):
-        raise UsageError("the training split has no annotated unimodal labels: train with --labels pseudo")
     journal = journal or Journal()
-    stage = Pretraining(models, train, valid, config, task)
+    config, models = stage.config, stage.models
     order = torch.Generator().manual_seed(config.seed)
-    steps = -(-len(train) // config.batch_size)
+    steps = sum(-(-len(split) // config.batch_size) for split in stage.sources)
+    most = stage.warmup + config.pretrain_epochs
     best = {m: Best(config.gain) for m in models}
-    kept = Pretrained({}, {"train": {}, "valid": {}}, {})
+    kept = Pretrained({}, {"train": {}, "valid": {}}, {}, values={"train": {}, "valid": {}})
     epoch = 0
 
     def state() -> dict[str, Any]:
@@ -201,42 +153,43 @@ def pretrain(
             "best": {m: (value.value, value.epoch) for m, value in best.items()},
             "weights": kept.weights,
             "states": kept.states,
+            "values": kept.values,
+            "extra": kept.extra,
             "best_epoch": kept.best_epoch,
             "history": kept.history,
         }
 
     def ended() -> bool:
-        last = max(value.epoch for value in best.values())
-        return epoch == config.pretrain_epochs or epoch - last >= config.patience
+        last = max(stage.warmup, *(value.epoch for value in best.values()))
+        return epoch == most or epoch - last >= config.patience
 
     if before := journal.restore("pretrain"):
         stage.restore(before["stage"])
         order.set_state(before["order"])
         for m, value in best.items():
             value.value, value.epoch = before["best"][m]
-        kept = Pretrained(before["weights"], before["states"], before["best_epoch"], before["history"])
+        names = ("weights", "states", "best_epoch", "history", "values", "extra")
+        kept = Pretrained(**{name: before[name] for name in names})
         epoch = len(kept.history)
     try:
         while not ended():
             epoch += 1
             by_length = config.calibrated and runs_encoder(*models.values())
-            trained = stage.train_epoch(epoch, train.batches(config.batch_size, order, by_length), steps)
+            trained = stage.train_epoch(epoch, _batches(stage.sources, config.batch_size, order, by_length), steps)
             losses = stage.validate(epoch)
-            changed = {m: _changed(stage.labels["train"][m], train) for m in models}
+            changed = _changed(stage)
             kept.history.append(_row(epoch, trained, losses, changed))
-            rounded = {m: round(losses[m], 4) if config.labels == "pseudo" else losses[m] for m in models}
-            improved = [m for m in models if best[m].improves(rounded[m], epoch)]
+            figures = stage.figures(losses) if epoch > stage.warmup else {}
+            improved = [m for m in figures if best[m].improves(figures[m], epoch)]
             for m in improved:
                 kept.weights[m] = snapshot(stage.judged(m))
                 kept.best_epoch[m] = epoch
-            # The published code stores all labels whenever any modality improves.
-            for m in improved if config.calibrated or not improved else models:
-                for split in kept.states:
-                    kept.states[split][m] = stage.labels[split][m].copy()
+            if improved:
+                # The published code stores all labels whenever any modality improves.
+                _keep_labels(kept, stage, improved if config.calibrated else list(models))
+                kept.extra = {name: tensor.clone() for name, tensor in stage.extra().items()}
             journal.write("pretrain", kept.history[-1], state, ended())
-            report(
-                "pretrain", epoch, config.pretrain_epochs, losses | {"relabelled": sum(changed.values()) / len(models)}
-            )
+            report("pretrain", epoch, most, losses | {"relabelled": sum(changed.values()) / len(models)})
     except KeyboardInterrupt:
         if len(kept.weights) < len(models):
             raise
@@ -246,14 +199,28 @@ def pretrain(
     return kept
 
 
-def _add(sums: dict[str, float], losses: Mapping[str, Tensor], clips: int) -> None:
-    for name, loss in losses.items():
-        sums[name] = sums.get(name, 0.0) + float(loss.detach()) * clips
+def _batches(sources: tuple[Split, ...], size: int, order: torch.Generator, by_length: bool) -> Iterator[Batch]:
+    """All clips once, shuffled; batches of several splits come in any order, each of one split."""
+    found = [split.batches(size, order, by_length) for split in sources]
+    if len(found) == 1:
+        return found[0]
+    turns = torch.cat([torch.full((-(-len(split) // size),), k) for k, split in enumerate(sources)])
+    return (next(found[k]) for k in turns[torch.randperm(len(turns), generator=order)].tolist())
 
 
-def _changed(labels: PseudoLabels, split: Split) -> float:
-    """Share of labels that differ from the clip's own."""
-    return float((labels.hard() != split.label("M")).float().mean())
+def _keep_labels(kept: Pretrained, stage: Stage, modalities: Iterable[str]) -> None:
+    for split in kept.states:
+        states, values = stage.states(split), stage.values(split)
+        for m in modalities:
+            kept.states[split][m] = states[m].clone()
+            if m in values:
+                kept.values[split][m] = values[m].clone()
+
+
+def _changed(stage: Stage) -> dict[str, float]:
+    """Modality → share of training clips whose label differs from their own."""
+    own = stage.splits["train"].label("M")
+    return {m: float((states.argmax(1) != own).float().mean()) for m, states in stage.states("train").items()}
 
 
 def _row(
@@ -262,3 +229,9 @@ def _row(
     named = {f"train_{name}": value for name, value in trained.items()}
     named |= {f"valid_{name}": value for name, value in losses.items()}
     return {"epoch": epoch} | named | {f"relabelled_{name}": value for name, value in changed.items()}
+
+
+def pretrain(given: Given) -> Pretrained:
+    """Stage 1 by the config's strategy. Raises UsageError where the data lacks what it learns from."""
+    module = importlib.import_module(f"cmc.strategies.{STRATEGIES[given.config.pretrain].module}")
+    return module.pretrain(given)

@@ -15,7 +15,7 @@ from rich.table import Table
 from cmc.training import Report
 
 _PLAIN_EVERY = 5.0
-_NAMES = {"pretrain": "Stage 1, pseudo labels", "finetune": "Stage 2, consensus"}
+_NAMES = {"pretrain": "Stage 1, pretraining", "finetune": "Stage 2, consensus"}
 _FIGURES = {
     "accuracy": "Acc",
     "f1": "weighted F1",

@@ -1,6 +1,7 @@
 """A run folder: `model.safetensors`, `unimodal.safetensors`, `pseudo_labels.npz`, and `run.json` that explains them.
 
-`run.json` is written last and whole: a folder without it holds no usable run. No file is a pickle.
+What a strategy of stage 1 keeps besides lies in `extra.safetensors`. `run.json` is written last and whole: a folder
+without it holds no usable run. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from cmc.text_encoder import rebuild_encoder
 from cmc.unimodal import Unimodal
 from mmfeat.files import atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD, MODEL, UNIMODAL, PSEUDO_LABELS = "run.json", "model.safetensors", "unimodal.safetensors", "pseudo_labels.npz"
+EXTRA = "extra.safetensors"
 _SUFFIX = rf"(_train|_valid)?(_without_({'|'.join(MODALITIES)}))*"
 _FIGURES = re.compile(rf"metrics{_SUFFIX}\.json|(confusion|reliability|router){_SUFFIX}\.png|pseudo_labels\.png")
 """Names of the files that cmc.evaluate.write makes."""
@@ -77,8 +79,14 @@ def write(
     unimodal: Mapping[str, Mapping[str, Tensor]],
     states: Mapping[str, Mapping[str, Tensor]],
     ids: Mapping[str, tuple[str, ...]],
+    values: Mapping[str, Mapping[str, Tensor]] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a run. An older one in the folder is no longer one before its files are replaced."""
+    """Write a run. An older one in the folder is no longer one before its files are replaced.
+
+    Args: the record; weights of the multimodal and, per modality, the unimodal models; label states, ids and labels as
+    numbers per split; further tensors.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     forget(folder)
     with atomic(folder / MODEL) as path:
@@ -88,6 +96,11 @@ def write(
         save_file(_contiguous(stacked), path)
     arrays = {f"{split}_id": np.array(of_split) for split, of_split in ids.items()}
     arrays |= {f"{split}_{LETTERS[m]}": s.numpy() for split, per in states.items() for m, s in per.items()}
+    for split, per in (values or {}).items():
+        arrays |= {f"{split}_{LETTERS[m]}_value": numbers.numpy() for m, numbers in per.items()}
+    if extra:
+        with atomic(folder / EXTRA) as path:
+            save_file(_contiguous(extra), path)
     with atomic(folder / PSEUDO_LABELS) as path:
         np.savez(path, **arrays)  # type: ignore[arg-type]
     values = asdict(replace(record)) | {"config": record.config.model_dump(mode="json")}
@@ -101,7 +114,7 @@ def forget(folder: Path) -> None:
     if not (folder / RECORD).is_file():
         return
     forget_figures(folder)
-    for name in (RECORD, MODEL, UNIMODAL, PSEUDO_LABELS):
+    for name in (RECORD, MODEL, UNIMODAL, PSEUDO_LABELS, EXTRA):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -126,7 +139,10 @@ def read(folder: Path) -> Record:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise RunError(f"{path} is damaged: {reason}") from None
-    raise RunError(f"{path} is of version {values.get('format_version')}, not {FORMAT_VERSION}")
+    raise RunError(
+        f"{path} is of version {values.get('format_version')}, not {FORMAT_VERSION}: it was written by another version "
+        "of cmc; train again with --overwrite"
+    )
 
 
 def _record(values: dict[str, Any]) -> Record:
@@ -164,7 +180,8 @@ def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
 
 
 def load_pseudo_labels(folder: Path) -> dict[str, np.ndarray]:
-    """`{split}_id` and `{split}_{T,A,V}` → soft states (N, K), of the training and validation split.
+    """`{split}_id`, `{split}_{T,A,V}` → soft states (N, K), of the training and validation split, and where a strategy
+    makes labels that are numbers `{split}_{T,A,V}_value` (N,).
 
     Raises RunError where the file is damaged.
     """
@@ -177,6 +194,11 @@ def load_pseudo_labels(folder: Path) -> dict[str, np.ndarray]:
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
     return arrays
+
+
+def load_extra(folder: Path) -> dict[str, Tensor]:
+    """What a strategy kept besides; empty where it kept nothing. Raises RunError where the file is damaged."""
+    return _load(folder / EXTRA) if (folder / EXTRA).is_file() else {}
 
 
 def _load(path: Path) -> dict[str, Tensor]:

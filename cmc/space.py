@@ -60,7 +60,7 @@ def default_space(config: Config, fixed: Sequence[str] = ()) -> Space:
     }
     if config.router and len(config.use) > 1:
         space["top_k"] = list(range(1, len(config.use) + 1))
-    if config.labels == "pseudo":
+    if config.pretrain == "plgm":
         space["label_momentum"] = Range(low=0.5, high=0.95)
         space["label_warmup"] = Range(low=0, high=8)
     if config.text == "finetune" and "text" in config.use:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from torch import Tensor
 from cmc import run as runs
 from cmc.board import Board
 from cmc.calibration import calibrate
-from cmc.config import Config
-from cmc.data import DataError, Split, Task, load, open_features, task_of, values_of
+from cmc.config import Config, UsageError
+from cmc.data import DataError, Split, Task, load, open_features, task_of
 from cmc.finetune import Finetuning, finetune, frozen_labels, transfer
 from cmc.fusion import Multimodal
 from cmc.journal import Journal, RunJournal
 from cmc.metrics import class_metrics, confusion
-from cmc.pretrain import pretrain
+from cmc.pretrain import Given, pretrain
 from cmc.rows import Stream, blocks
+from cmc.strategies import STRATEGIES
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 from cmc.training import Report, class_weights, find_device, seed_everything, silent
 from cmc.unimodal import Unimodal
@@ -44,17 +45,27 @@ class Material:
     features: dict[str, Any]
     encoder: str | None
     """Name of the text encoder that is to be finetuned; None: the text arrays are used as they are."""
-    values: NDArray[np.float32] | None
-    """The training clips' labels (N,) as numbers; None for named classes."""
+    unlabelled: tuple[Split, ...] = ()
+    """Further clips, without any label."""
     device: str = "cpu"
     """Where to train on it."""
 
+    @property
+    def values(self) -> NDArray[np.float32] | None:
+        """The training clips' labels (N,) as numbers; None for named classes."""
+        return None if self.train.values is None else self.train.values.numpy()
 
-def open_material(path: Path, config: Config, stream: Stream = "auto") -> Material:
+
+def open_material(path: Path, config: Config, stream: Stream = "auto", unlabelled: Path | None = None) -> Material:
     """Training and validation split of a feature file, and what the run must remember of it.
 
-    Raises DataError, LayoutError, FileNotFoundError; MissingModelError where a text encoder is needed and not there.
+    `unlabelled` names a feature file of further clips, of which no label is read. Raises UsageError where the strategy
+    has no use for them; DataError, LayoutError, FileNotFoundError; MissingModelError where a text encoder is needed and
+    not there.
     """
+    if unlabelled is not None and not STRATEGIES[config.pretrain].unlabelled:
+        able = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.unlabelled)
+        raise UsageError(f"--pretrain {config.pretrain} learns nothing from --unlabelled clips; these do: {able}")
     with open_features(path) as file:
         task = task_of(file)
         train, valid = (
@@ -67,8 +78,33 @@ def open_material(path: Path, config: Config, stream: Stream = "auto") -> Materi
         if "text" in config.use and not is_cached(file.recipe):
             frozen = load_encoder(encoder_name(file.recipe), frozen=True)
             train, valid = cache(train, frozen), cache(valid, frozen)
-        values = values_of(file, "train", train.ids) if task.is_polarity else None
-        return Material(train, valid, task, _columns(train), _about(file), encoder, values)
+        about: dict[str, Any] = _about(file)
+        further: tuple[Split, ...] = ()
+        if unlabelled is not None:
+            further, about["unlabelled"] = _open_unlabelled(unlabelled, config, stream, file)
+        return Material(train, valid, task, _columns(train), about, encoder, further)
+
+
+def _open_unlabelled(path: Path, config: Config, stream: Stream, own: FeatureFile) -> tuple[tuple[Split, ...], str]:
+    """All splits of a feature file, without labels, and its content's digest.
+
+    Raises UsageError where its features were made otherwise than those of `own`, or clips of the test split of `own`
+    are among them: what a model says of clips that it has seen, labelled or not, says little of new ones.
+    """
+    with FeatureFile(path) as file:
+        parts = [part for part in own.fingerprints if part != "words" or own.aligned]
+        differing = [part for part in parts if file.fingerprints.get(part) != own.fingerprints[part]]
+        if differing or file.aligned != own.aligned:
+            what = ", ".join(differing) or "alignment"
+            raise UsageError(f"{path} was made otherwise than {own.path} ({what}): extract both by one recipe")
+        tested = set(own.read("test", "id")) if "test" in own.splits else set()
+        if seen := sorted(id for split in file.splits for id in file.read(split, "id") if id in tested):
+            raise UsageError(f"{path} has {len(seen)} test clips of {own.path}: {', '.join(seen[:3])}")
+        splits = tuple(load(file, split, None, config.calibrated, config.steps, stream) for split in file.splits)
+        if "text" in config.use and not is_cached(file.recipe):
+            frozen = load_encoder(encoder_name(file.recipe), frozen=True)
+            splits = tuple(cache(split, frozen) for split in splits)
+        return splits, content_digest(file, file.splits)
 
 
 def _columns(split: Split) -> dict[str, int]:
@@ -85,10 +121,10 @@ def _about(file: FeatureFile) -> dict[str, Any]:
     }
 
 
-def content_digest(file: FeatureFile) -> str:
-    """sha256 over all that training reads of the training and validation split: tells two feature files apart."""
+def content_digest(file: FeatureFile, splits: Sequence[str] = ("train", "valid")) -> str:
+    """sha256 over all that training reads of the splits: tells two feature files apart."""
     digest = hashlib.sha256()
-    for split in ("train", "valid"):
+    for split in splits:
         digest.update("\n".join(file.read(split, "id")).encode())
         for key in ("text_bert", *MODALITIES, *(f"{modality}_mask" for modality in TIMED), *LABELS):
             if (split, key) not in file:
@@ -108,27 +144,29 @@ def train(
     stream: Stream = "auto",
     tensorboard: bool = False,
     device: str = "cpu",
+    unlabelled: Path | None = None,
 ) -> runs.Record:
     """Train on a feature file and write a run folder.
 
     Ctrl-C in either stage writes what there is by then, with status `interrupted`; before the first epoch's end there
     is nothing, and KeyboardInterrupt goes on. With `resume`, training that was interrupted or killed goes on after the
     last epoch that it wrote down (see journal). `stream` says whether arrays stay in the file (see rows), which
-    changes no weight; `tensorboard` writes every epoch's figures for it (see board); `device` is torch's name of one.
+    changes no weight; `tensorboard` writes every epoch's figures for it (see board); `device` is torch's name of one;
+    `unlabelled` names a feature file of further clips, for strategies that learn without labels.
 
     Same file, config, machine and thread count: same weights, bit for bit.
     Raises RunError where an unfinished run cannot go on, saying why.
     """
     started = time.monotonic()
     find_device(device, config)
-    material = replace(open_material(path, config, stream), device=device)
+    material = replace(open_material(path, config, stream, unlabelled), device=device)
     board = Board(folder) if tensorboard else None
     with RunJournal(folder, conditions(material, config), resume, board) as journal:
         seed_everything(config.seed, device)
         result = fit(material, config, report, journal)
         record = replace(result.record, seconds=round(journal.seconds + time.monotonic() - started, 1))
         ids = {"train": material.train.ids, "valid": material.valid.ids}
-        runs.write(folder, record, result.weights, result.unimodal, result.states, ids)
+        runs.write(folder, record, result.weights, result.unimodal, result.states, ids, result.values, result.extra)
         if record.status == "finished":
             journal.remove()
     if board:
@@ -141,7 +179,7 @@ def conditions(material: Material, config: Config) -> dict[str, Any]:
     packages = ("torch", "threads") + (("transformers",) if material.encoder else ())
     return {
         "config": config.model_dump(mode="json"),
-        "features": material.features["content"],
+        "features": [material.features["content"], material.features.get("unlabelled")],
         "device": material.device,
         **{name: versions()[name] for name in packages},
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -155,24 +193,28 @@ class Fitted:
     unimodal: dict[str, dict[str, Tensor]]
     states: dict[str, dict[str, Tensor]]
     record: runs.Record
+    values: dict[str, dict[str, Tensor]]
+    extra: dict[str, Tensor]
 
 
 def fit(material: Material, config: Config, report: Report = silent, journal: Journal | None = None) -> Fitted:
     """Both stages, on the material's device. Seed before calling."""
     task, device = material.task, find_device(material.device, config)
     train, valid = material.train.to(device), material.valid.to(device)
-    both_stages = config.labels == "annotated" or not config.calibrated
+    both_stages = config.pretrain == "gt" or not config.calibrated
     encoder = None
     if material.encoder is not None:
         # Reference mode runs a frozen encoder in every batch, dropout and all; calibrated mode reads its cached output.
-        encoder = load_encoder(material.encoder, frozen=config.labels != "annotated")
+        encoder = load_encoder(material.encoder, frozen=config.pretrain != "gt")
     models = {
         m: Unimodal(m, material.columns[m], task.classes, config, encoder if m == "text" and both_stages else None).to(
             device
         )
         for m in config.modalities
     }
-    first = pretrain(models, train, valid, config, task, report, journal)
+    further = tuple(split.to(device) for split in material.unlabelled)
+    journal = journal or Journal()
+    first = pretrain(Given(models, train, valid, config, task, further, report, journal))
     if encoder is not None:
         encoder.frozen = False
     model = Multimodal(material.columns, task.classes, config, encoder).to(device)
@@ -188,7 +230,8 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
     # From here on everything is on the CPU, and is evaluated there.
     loss = Finetuning(model, train, valid, labels, config, task).validate()
     train, valid, model = material.train, material.valid, model.cpu()
-    weights, states = _on_cpu(weights), {split: _on_cpu(per) for split, per in first.states.items()}
+    weights, extra = _on_cpu(weights), _on_cpu(first.extra)
+    states, values = ({k: _on_cpu(per) for k, per in found.items()} for found in (first.states, first.values))
     unimodal = {m: _on_cpu(state) for m, state in first.weights.items()}
     logits = validation_logits(model, valid, config)
     own = train.label("M").numpy()
@@ -205,12 +248,12 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
         validation={"loss": loss}
         | class_metrics(valid.label("M").numpy(), logits, config.polarity if task.is_polarity else None),
         calibration=calibrate(logits, valid.label("M").numpy(), own, material.values),
-        relabelled=_relabelled(train, states["train"], task) if config.labels == "pseudo" else {},
+        relabelled=_relabelled(train, states["train"], task) if STRATEGIES[config.pretrain].makes_labels else {},
         best_epochs=epochs,
         history=history,
         versions=versions() | {"device": material.device},
     )
-    return Fitted(model, weights, unimodal, states, record)
+    return Fitted(model, weights, unimodal, states, record, values, extra)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from cmc.config import Config
 from cmc.evaluate import evaluate
 from cmc.finetune import Finetuning, frozen_labels
 from cmc.planted import Plan, plant
-from cmc.pretrain import Pretraining
+from cmc.strategies.plgm import Pretraining
 from cmc.unimodal import Unimodal
 
 

@@ -20,8 +20,9 @@ from transformers import BertConfig, BertModel
 from cmc.config import MODALITIES, Config
 from cmc.data import Split, Task
 from cmc.planted import Plan, plant
-from cmc.pretrain import Pretraining, pretrain
+from cmc.pretrain import Given, pretrain
 from cmc.pseudo_labels import generate
+from cmc.strategies.plgm import Pretraining
 from cmc.train import fit, open_material
 from cmc.training import seed_everything
 from cmc.unimodal import TextModel, Unimodal
@@ -120,7 +121,7 @@ def test_4_kept_models_and_labels_are_of_the_same_epoch(monkeypatch: pytest.Monk
     for mode in ("calibrated", "reference"):
         config = small(mode, pretrain_epochs=5)
         models = {m: Unimodal(m, COLUMNS[m], 3, config) for m in MODALITIES}
-        kept = pretrain(models, clips(16, 1), clips(8, 2), config, TASK)
+        kept = pretrain(Given(models, clips(16, 1), clips(8, 2), config, TASK))
         assert kept.best_epoch == order == {m: int(kept.weights[m]["epoch"]) for m in MODALITIES}
         for split in ("train", "valid"):
             labels = {m: int(states[0, 0]) for m, states in kept.states[split].items()}

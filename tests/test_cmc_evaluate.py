@@ -201,7 +201,7 @@ def test_a_group_without_clips_has_no_figures(
 
 
 def test_a_run_without_plgm_has_no_pseudo_labels(features: Path, tmp_path: Path) -> None:
-    assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--labels", "multimodal"]) == 0
+    assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--pretrain", "copy"]) == 0
     assert main(["evaluate", str(tmp_path), str(features)]) == 0
     assert "pseudo_labels" not in json.loads((tmp_path / "metrics.json").read_text())
     assert not (tmp_path / "pseudo_labels.png").exists()

@@ -22,8 +22,8 @@ from cmc.data import Batch, Split, Task
 from cmc.finetune import Finetuning, transfer
 from cmc.fusion import Multimodal
 from cmc.losses import supcon_published
-from cmc.pretrain import Pretraining
 from cmc.pseudo_labels import generate, momentum
+from cmc.strategies.plgm import Pretraining
 from cmc.unimodal import TextModel, Unimodal
 from mmfeat.layout import polarity
 

@@ -189,7 +189,7 @@ def test_annotated_names_teach_the_modalities(features: Path, tmp_path: Path) ->
         split = load(file, "train", task_of(file))
         assert (split.label("A").numpy() == file.read("train", "classification_labels_A")).all()
     assert not torch.equal(split.label("A"), split.label("M"))
-    assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--labels", "annotated"]) == 0
+    assert main(["train", str(features), "-o", str(tmp_path), *QUICK, "--pretrain", "gt"]) == 0
     assert evaluate(tmp_path, features)["experts"]["audio"]["accuracy_own_label"] is not None
 
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
-from cmc import pretrain as stage_1
 from cmc.checkpoint import from_reference
 from cmc.config import LETTERS, MODALITIES, Config
 from cmc.data import Batch, Split, Task
 from cmc.finetune import Finetuning, frozen_labels, transfer
 from cmc.fusion import Multimodal
 from cmc.losses import contrast_groups
-from cmc.pretrain import Pretraining, pretrain
+from cmc.pretrain import Given, pretrain
+from cmc.strategies.plgm import Pretraining
 from cmc.unimodal import TextModel, Unimodal
 
 TASK = Task(("negative", "neutral", "positive"), True)
@@ -41,7 +41,7 @@ BERT = BertConfig(
 # CMC-GT asks [c > 1] whatever the dataset's question is.
 CONFIG = Config(
     mode="reference",
-    labels="annotated",
+    pretrain="gt",
     polarity="negative",
     layers=LAYERS,
     heads=HEADS,
@@ -262,23 +262,23 @@ def plain_loss(plain: PlainMultimodal, split: Split, batch: Batch) -> Tensor:
     return loss + sum(functional.cross_entropy(o[k], own[k]) for k in range(3)) + contrastive(h, own)
 
 
-@pytest.mark.parametrize(("labels", "best"), [("annotated", 4), ("pseudo", 1)])
-def test_selection_rounds_with_pseudo_labels_only(labels: str, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("strategy", "best"), [("gt", 4), ("plgm", 1)])
+def test_selection_rounds_with_pseudo_labels_only(strategy: str, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses that fall by 1e-6 per epoch: less than the published rounding of CMC, not of CMC-GT."""
 
     def creeping(self: Pretraining, epoch: int) -> dict[str, float]:
         return dict.fromkeys([*MODALITIES, "contrast"], 1.0 - 1e-6 * epoch)
 
-    monkeypatch.setattr(stage_1.Pretraining, "validate", creeping)
-    config = Config(**(CONFIG.model_dump() | {"labels": labels, "pretrain_epochs": 4}))
+    monkeypatch.setattr(Pretraining, "validate", creeping)
+    config = Config(**(CONFIG.model_dump() | {"pretrain": strategy, "pretrain_epochs": 4}))
     models = {m: Unimodal(m, COLUMNS[m], 3, config) for m in ("audio", "vision")}
-    kept = pretrain(models, clips(16, 5), clips(8, 6), config, TASK)
+    kept = pretrain(Given(models, clips(16, 5), clips(8, 6), config, TASK))
     assert set(kept.best_epoch.values()) == {best}
 
 
 def test_the_question_of_the_contrastive_term() -> None:
     """The dataset's, but for published CMC-GT, which always asks positive or not."""
     question = lambda **given: Config(polarity="negative", **given).contrast_question  # noqa: E731
-    assert question() == question(mode="reference") == question(labels="annotated") == "negative"
-    assert question(mode="reference", labels="annotated") == "positive"
+    assert question() == question(mode="reference") == question(pretrain="gt") == "negative"
+    assert question(mode="reference", pretrain="gt") == "positive"
     assert contrast_groups(torch.tensor([0, 1, 2]), "positive").tolist() == [0, 0, 1]

@@ -179,7 +179,7 @@ def test_killed_anywhere_the_run_ends_the_same(killer: Killer, features: Path, t
         assert_same(folder, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("arguments", [["--labels", "annotated"], ["--mode", "reference"], []])
+@pytest.mark.parametrize("arguments", [["--pretrain", "gt"], ["--mode", "reference"], []])
 def test_a_finetuned_encoder_goes_on_too(
     arguments: list[str],
     killer: Killer,

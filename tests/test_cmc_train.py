@@ -221,7 +221,7 @@ def test_cached_text_is_what_the_frozen_encoder_gives(with_encoder: Path) -> Non
 def test_annotated_labels_train_the_encoder_in_both_stages(mode: str, encoder: Path, tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     plant(path, Plan({"train": 16, "valid": 8, "test": 8}, annotated=True), encoder)
-    arguments = ["train", str(path), "-o", str(tmp_path / "run"), *QUICK, "--labels", "annotated", "--mode", mode]
+    arguments = ["train", str(path), "-o", str(tmp_path / "run"), *QUICK, "--pretrain", "gt", "--mode", mode]
     assert main(arguments) == 0
     unimodal = load_file(tmp_path / "run" / "unimodal.safetensors")
     assert any(name.startswith("text.branch.text_model.") for name in unimodal)
@@ -289,7 +289,7 @@ def test_other_features_are_refused(
         (["train", "{features}", "-o", "run", "--width", "30"], 2, "not a multiple of heads"),
         (["train", "{features}", "-o", "run", "--label-momentum", *"222"], 2, "--label-momentum: each must be"),
         (["train", "{features}", "-o", "run"], 2, "--text freeze"),
-        (["train", "{features}", "-o", "run", "--text", "freeze", "--labels", "annotated"], 2, "--labels pseudo"),
+        (["train", "{features}", "-o", "run", "--text", "freeze", "--pretrain", "gt"], 2, "--pretrain plgm"),
         (["evaluate", "absent", "{features}"], 2, "no finished run"),
     ],
 )

@@ -298,12 +298,12 @@ def test_a_file_of_another_kind_is_named(
     assert f"{tmp_path}: Is a directory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("labels", ["pseudo", "multimodal"])
+@pytest.mark.parametrize("strategy", ["plgm", "copy"])
 @pytest.mark.parametrize("text", ["freeze", "finetune"])
-def test_every_corner_of_the_default_space_is_a_config(labels: str, text: str) -> None:
-    base = Config(labels=labels, text=text)
+def test_every_corner_of_the_default_space_is_a_config(strategy: str, text: str) -> None:
+    base = Config(pretrain=strategy, text=text)
     space = default_space(base, ["lr"])
-    assert "lr" not in space and ("label_warmup" in space) == (labels == "pseudo")
+    assert "lr" not in space and ("label_warmup" in space) == (strategy == "plgm")
     assert ("lr_text" in space) == (text == "finetune")
     for end in (0, -1):
         params = {n: v[end] if isinstance(v, list) else (v.low, v.high)[end] for n, v in space.items()}

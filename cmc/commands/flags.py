@@ -60,6 +60,8 @@ def add_config_flags(command: argparse.ArgumentParser, without: Sequence[str] = 
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
+        elif isinstance(field.json_schema_extra, dict):
+            options["choices"] = field.json_schema_extra["choices"]
         elif get_origin(kind) is tuple:
             members = [member for member in get_args(kind) if member is not Ellipsis]
             if get_origin(members[0]) is Literal:

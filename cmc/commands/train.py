@@ -10,7 +10,8 @@ from cmc.commands.flags import add_threads, config_of, positive, use_threads
 
 SUMMARY = "feature file → run folder"
 DESCRIPTION = """\
-Train CMC on a feature file: stage 1 makes pseudo labels, stage 2 the consensus of the modalities.
+Train CMC on a feature file: stage 1 pretrains a classifier per modality, by default with pseudo labels (--pretrain);
+stage 2 makes the consensus of the modalities.
 
 A folder with a finished run is left as it is: the same call again says so and is done, another one needs --overwrite.
 A run that was interrupted or killed goes on with --resume, to the weights that it would have had."""
@@ -18,6 +19,7 @@ EXAMPLES = (
     "cmc train features.h5 -o runs/first",
     "cmc train features.h5 -o runs/five --seeds 5",
     "cmc train features.h5 -o runs/five --seeds 5 --resume",
+    "cmc train features.h5 -o runs/none --pretrain none",
     "cmc train features.h5 -o runs/frozen --text freeze --layers 1",
 )
 CONFIG = True
@@ -31,6 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with an unfinished run; start it where there is none"
     )
     again.add_argument("--overwrite", action="store_true", help="replace what run there is")
+    parser.add_argument(
+        "--unlabelled", type=Path, metavar="FILE", help="feature file of further clips, whose labels are not read"
+    )
     parser.add_argument(
         "--tensorboard", action="store_true", help="every epoch's figures for `tensorboard --logdir RUN`"
     )
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     for k, name in enumerate(names):
         label = f"{name}: " if name else ""
         wanted = config.model_copy(update={"seed": config.seed + k})
-        done = _done(args.out / name, args.features, wanted, args.resume)
+        done = _done(args, args.out / name, wanted)
         if done is None:
             from cmc.train import train
 
@@ -80,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
                         args.stream,
                         args.tensorboard,
                         args.device,
+                        args.unlabelled,
                     )
             except DivergedError:
                 journal.forget(args.out / name)  # there is nothing to go on from
@@ -139,22 +145,26 @@ def _clear(features: Path, out: Path, names: list[str]) -> None:
         seeds.forget(out)
 
 
-def _done(folder: Path, features: Path, config: Any, resume: bool) -> Any:
+def _done(args: argparse.Namespace, folder: Path, config: Any) -> Any:
     """The finished run of the very same config and features, None where there is none yet; refuses any other."""
     from cmc import journal
     from cmc import run as runs
 
     record = runs.read(folder) if (folder / "run.json").is_file() else None
-    if not resume and (journal.is_unfinished(folder) or (record and record.status == "interrupted")):
+    if not args.resume and (journal.is_unfinished(folder) or (record and record.status == "interrupted")):
         raise runs.RunError(f"{folder} holds an unfinished run: add --resume to continue, --overwrite to start anew")
     if record is None or record.status == "interrupted":
         return None
     from cmc.train import content_digest
     from mmfeat.layout import FeatureFile
 
-    with FeatureFile(features) as file:
+    with FeatureFile(args.features) as file:
         same = record.config == config and record.features["content"] == content_digest(file)
-    if not same:
+    further = None
+    if args.unlabelled:
+        with FeatureFile(args.unlabelled) as file:
+            further = content_digest(file, file.splits)
+    if not same or record.features.get("unlabelled") != further:
         raise runs.RunError(
             f"{folder} holds a finished run of another config or feature file: choose another folder, or --overwrite"
         )

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from cmc.config import MODALITIES, Config
 from cmc.data import Split, shorten
 from cmc.losses import cross_entropy, supcon_published
-from cmc.pretrain import Pretraining
 from cmc.pseudo_labels import momentum
+from cmc.strategies.plgm import Pretraining
 from cmc.text_encoder import cache
 from cmc.training import optimizer
 from cmc.unimodal import TextModel, Unimodal

@@ -1,0 +1,31 @@
+"""The ways to pretrain: each is one module with `pretrain(given) -> Pretrained` (see cmc.pretrain), and a line here.
+
+Only the one that a run asks for is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Strategy:
+    module: str
+    """Within this package."""
+    summary: str
+    makes_labels: bool = False
+    """Whether it gives clips unimodal labels of its own; the others leave stage 2 with copies of M."""
+    unlabelled: bool = False
+    """Whether it learns from clips without any label."""
+
+
+STRATEGIES = {
+    "plgm": Strategy("plgm", "pseudo labels that follow each classifier's doubts", makes_labels=True),
+    "gt": Strategy("plgm", "annotated unimodal labels (CMC-GT)"),
+    "none": Strategy("none", "no stage 1: fresh encoders, copies of the clip's label"),
+    "copy": Strategy("plgm", "copies of the clip's label that never change: stage 1 without its method"),
+}
+"""Name → how; in the order of tables."""
+
+PUBLISHED = ("plgm", "gt", "copy")
+"""What reference mode has."""
