@@ -331,6 +331,37 @@ def test_no_face_is_found_where_there_is_none(facemesh: Facemesh, shared_data: P
         assert not facemesh(media.frames()).valid.any()
 
 
+@pytest.mark.parametrize("change", ["as it is", "mirrored", "twice as large", "later"])
+def test_a_drawn_animal_is_no_face(facemesh: Facemesh, shared_data: Path, change: str) -> None:
+    """The mesh fits a rabbit's head in every tenth frame when it is asked once."""
+    with open_media(shared_data / "odd/big_buck_bunny_small.mp4") as media:
+        images = [frame.image for frame in islice(media.frames(), 80)]
+    alter = {
+        "as it is": lambda: images,
+        "mirrored": lambda: [np.ascontiguousarray(image[:, ::-1]) for image in images],
+        "twice as large": lambda: [cv2.resize(image, None, fx=2, fy=2) for image in images],
+        "later": lambda: images[14:],
+    }
+    assert not facemesh(clip(alter[change]())).valid.any()
+
+
+@pytest.mark.parametrize("worse", ["dark", "noisy", "grey", "rolled"])
+def test_faces_are_found_in_bad_pictures(facemesh: Facemesh, shared_data: Path, worse: str) -> None:
+    """What tells animals from faces does not cost faces."""
+    with open_media(shared_data / "grid/Raw/brbk7n/0001.mpg") as media:
+        image = next(iter(media.frames())).image
+    height, width = image.shape[:2]
+    made = {
+        "dark": lambda: (image * 0.12).astype(np.uint8),
+        "noisy": lambda: np.clip(image + np.random.default_rng(0).normal(0, 40, image.shape), 0, 255).astype(np.uint8),
+        "grey": lambda: np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2),
+        "rolled": lambda: cv2.warpAffine(
+            image, cv2.getRotationMatrix2D((width / 2, height / 2), 40, 1), (width, height)
+        ),
+    }
+    assert facemesh(clip([made[worse]()])).valid.all()
+
+
 def test_a_face_that_leaves(facemesh: Facemesh, shared_data: Path) -> None:
     with open_media(shared_data / "odd/face_noface.mov") as media:
         valid = facemesh(media.frames()).valid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -13,9 +13,11 @@ from mmfeat.extractors.face_points import LEFT_LIDS, RIGHT_LIDS
 
 Floats = NDArray[np.float32]
 
-_MET = 0.95
-"""Presence that a face needs at first sight, on a second look from where the mesh itself says that the face is: near 1
-on faces, below 0.1 on hands, signs and clouds, whatever the first look gave."""
+_MET = 0.9999
+_TILT = np.radians(15)
+"""Presence that a face needs at first sight, on two more looks from where the mesh itself says that the face is, tilted
+to either side. Faces keep theirs however the head is held; what merely looks like one, a drawn animal's head or a sign,
+loses it in one of the two."""
 _SAME = 0.3
 """Boxes that overlap by more are one face."""
 _REMEMBERED = 30
@@ -92,18 +94,22 @@ class FaceFollower:
 
     def _meet(self, image: Image, detection: Detection, seen: list[Seen]) -> None:
         mesh, presence = self._nets.mesh(image, detection.region)
-        if presence < self._presence or not np.isfinite(mesh).all():
+        if presence < self._presence or not np.isfinite(mesh).all() or not self._is_face(image, _region(mesh)):
             return
         self._gone = [face for face in self._gone if self._frame - face.last <= _REMEMBERED]
         old = next((face for face in self._gone if overlap(detection.box, face.box[None])[0] > _SAME), None)
         face = old or _Followed(self._identities, _region(mesh), detection.box, self._frame)
         face.region = _region(mesh)
-        if self._look(image, face, seen, max(self._presence, _MET)):
+        if self._look(image, face, seen, self._presence):
             self._followed.append(face)
             if old:
                 self._gone.remove(old)
             else:
                 self._identities += 1
+
+    def _is_face(self, image: Image, region: Region) -> bool:
+        tilted = (replace(region, angle=region.angle + turn) for turn in (-_TILT, _TILT))
+        return all(self._nets.mesh(image, look)[1] >= max(self._presence, _MET) for look in tilted)
 
     def _look(self, image: Image, face: _Followed, seen: list[Seen], presence: float) -> bool:
         """Fit the mesh where the face should be; False where it is not, or is one already seen in this frame."""
