@@ -71,41 +71,45 @@ def run_each(
     running: dict[Future, Item] = {}
     suspects: list[Item] = []
 
-    def submit(item: Item) -> Future:
-        return client.submit(task, item, pure=False, resources=dict(resources) if resources else None)
+    def submit(these: list[Item]) -> list[Future]:
+        """In one message to the scheduler, whatever their number."""
+        return client.map(task, these, pure=False, resources=dict(resources) if resources else None)
 
     def submit_next(count: int) -> list[Future]:
         if stop.requested:
             return []
-        started = {submit(item): item for item in islice(waiting, count)}
-        running.update(started)
-        return list(started)
+        these = list(islice(waiting, count))
+        started = submit(these)
+        running.update(zip(started, these, strict=True))
+        return started
 
     window = WINDOW * max(1, sum(client.nthreads().values()))
-    completed = as_completed(submit_next(window))
-    for future in completed:
-        item = running.pop(future)
-        outcome = _outcome(future, item, KilledWorker)
-        future.release()
-        completed.update(submit_next(1))
-        if outcome.crashed:
-            suspects.append(item)
-        else:
-            yield outcome
+    # Results come along with the news that they are there; asking for each costs a millisecond.
+    completed = as_completed(submit_next(window), with_results=True, raise_errors=False)
+    for batch in completed.batches():
+        outcomes = [_outcome(future, running.pop(future), KilledWorker, result) for future, result in batch]
+        for future, _ in batch:
+            future.release()
+        completed.update(submit_next(len(batch)))
+        suspects += [outcome.item for outcome in outcomes if outcome.crashed]
+        yield from (outcome for outcome in outcomes if not outcome.crashed)
 
     for item in suspects:
         if stop.requested:
             return
-        yield _outcome(submit(item), item, KilledWorker)
+        [future] = submit([item])
+        error = future.exception()
+        yield _outcome(future, item, KilledWorker, None if error else future.result())
 
 
-def _outcome(future: Future, item: Any, killed: type[BaseException]) -> Outcome[Any, Any]:
+def _outcome(future: Future, item: Any, killed: type[BaseException], result: Any) -> Outcome[Any, Any]:
+    """What became of a future that is done; `result` means nothing where it failed."""
+    if future.status == "finished":
+        return Outcome(item, result=result)
     error = future.exception()
     if isinstance(error, killed):
         return Outcome(item, crashed=Crashed(error.allowed_failures + 1))  # type: ignore[attr-defined]
-    if error is not None:
-        return Outcome(item, error=error)
-    return Outcome(item, result=future.result())
+    return Outcome(item, error=error)
 
 
 @contextmanager
