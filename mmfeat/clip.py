@@ -233,7 +233,7 @@ def _words(sound: Waveform | None, clip: Clip, recipe: Recipe, timings: Timings)
     aligner = loaded("words", recipe)
     try:
         with _timed(timings, "words"):
-            found = aligner(sound, clip.text, clip) if clip.words else aligner(sound, clip.text)
+            found = aligner(sound, clip.text, clip) if "words" in clip.given else aligner(sound, clip.text)
     except AlignmentError as error:
         return Shard("no_words", f"words not found: {error}", details={"words": []})
     except Exception as error:  # noqa: BLE001 - pictures, sound and text of the clip are good all the same

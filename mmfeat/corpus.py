@@ -64,8 +64,10 @@ class Clip:
     """Line of label.csv on which the row begins; the header is line 1."""
     refused: str = ""
     """Why the clip cannot be used; empty for a usable one."""
-    words: Path | None = None
-    """File of word times, where the recipe takes them from files (`Recipe.locate`)."""
+    root: Path | None = None
+    """The corpus; None for a single file."""
+    given: dict[str, Path] = field(default_factory=dict, hash=False)
+    """Part → file made earlier that its result is taken from, where the recipe says so (`Recipe.locate`)."""
 
     @property
     def id(self) -> str:
@@ -107,7 +109,7 @@ def load(root: str | Path, label_range: tuple[float, float] = LABEL_RANGE) -> Co
         raise CorpusError(f"no folder {root}")
     if not table.is_file():
         raise CorpusError(f"no label.csv in {root}: it must have the columns {', '.join(REQUIRED)}")
-    files = _Files(root / "Raw")
+    files = _Files(root)
     clips: list[Clip] = []
     problems: list[Problem] = []
     rows = list(_rows(table))
@@ -218,7 +220,8 @@ def _clip(row: int, values: dict[str, str], files: _Files, read: _Read) -> tuple
         classes={column: value for column, value in labels.items() if isinstance(value, str)},
         row=row,
         refused="; ".join(fatal),
-        words=None,
+        root=files.root,
+        given={},
     )
     return clip, [Problem(row, clip.id, *problem) for problem in problems]
 
@@ -307,8 +310,8 @@ def _plain(name: str) -> bool:
 class _Files:
     """The media files under Raw. Each folder is listed once, however many clips it holds."""
 
-    def __init__(self, raw: Path):
-        self._raw = raw
+    def __init__(self, root: Path):
+        self.root, self._raw = root, root / "Raw"
         self._folders: dict[str, dict[str, list[str]]] = {}
 
     def _list(self, folder: str) -> dict[str, list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -14,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from mmfeat import extractors, models, words
 from mmfeat.align import Method
 from mmfeat.corpus import Clip
-from mmfeat.extractors import Config
+from mmfeat.extractors import Config, Registered
 from mmfeat.layout import TIMED, canonical_json
 
 PARTS = ("vision", "audio", "text", "words")
@@ -76,9 +78,9 @@ class Recipe(Config):
 
     def config(self, part: str) -> Config:
         """The typed config of one section, defaults filled in. Raises RecipeError naming a setting that is wrong."""
-        section = dict(getattr(self, part) or {})
-        name = section.pop("aligner" if part == "words" else "extractor")
-        registered = words.find(name) if part == "words" else extractors.find(name)
+        section = dict(getattr(self, part))
+        name = section.pop(_chooser(part))
+        registered = _registered(part, name)
         try:
             return registered.config.model_validate(section)
         except ValidationError as error:
@@ -97,22 +99,27 @@ class Recipe(Config):
 
     def make(self, part: str) -> Any:
         """The extractor or aligner of a part, its models loaded."""
-        config = self.config(part)
-        if part == "words":
-            aligner = words.find(self.words["aligner"])  # type: ignore[index]
-            return aligner.make(config, self.language) if aligner.by_language else aligner.make(config)
-        return extractors.find(getattr(self, part)["extractor"]).make(config)
+        registered, config = self.registered(part), self.config(part)
+        return registered.make(config, self.language) if registered.by_language else registered.make(config)
 
     def locate(self, clip: Clip) -> Clip:
-        """The clip with the file that its word times are taken from, where the aligner takes them from files.
+        """The clip with the files made earlier that parts are taken from, where the recipe takes them from files.
 
-        That file is part of what a shard is made from, so clips pass through here before a Store sees them. The path
-        is absolute and stays: workers may run in another folder.
+        They are part of what a shard is made from, so clips pass through here before a Store sees them. The paths
+        are absolute and stay: workers may run in another folder.
         """
-        if self.words is None or clip.words or clip.path is None:
+        if clip.path is None:
             return clip
-        word_file = words.find(self.words["aligner"]).word_file
-        return replace(clip, words=word_file(self.config("words"), clip)) if word_file else clip
+        found = {}
+        for part in self.parts():
+            given_file = _given_file(part, getattr(self, part)[_chooser(part)])
+            if given_file and part not in clip.given and (path := given_file(self.config(part), clip)):
+                found[part] = path
+        return replace(clip, given={**clip.given, **found}) if found else clip
+
+    def registered(self, part: str) -> Registered:
+        """The extractor or aligner of a part, not made. Raises MissingBackendError where its packages are missing."""
+        return _registered(part, getattr(self, part)[_chooser(part)])
 
     def fingerprints(self) -> dict[str, str]:
         """Part → 16 hex digits that change exactly when the part's output may change.
@@ -137,16 +144,14 @@ class Recipe(Config):
         return found
 
     def _fingerprint(self, part: str) -> str:
-        section = getattr(self, part)
-        name = section["aligner" if part == "words" else "extractor"]
-        registered = words.find(name) if part == "words" else extractors.find(name)
-        config = self.config(part)
+        name, config = getattr(self, part)[_chooser(part)], self.config(part)
+        registered = _registered(part, name)
         identity = {
             "part": part,
             "name": name,
             "version": registered.version,
             "media": MEDIA_VERSION if part != "text" else None,
-            "config": config.model_dump(mode="json"),
+            "config": config.identity(),
             "models": {model: models.digest(model) for model in registered.models(config)},
             "language": self.language if part == "words" else None,
         }
@@ -158,9 +163,24 @@ class Recipe(Config):
         """The recipe with every default written out: what the feature file stores."""
         whole = self.model_dump(mode="json")
         for part in self.parts():
-            key = "aligner" if part == "words" else "extractor"
+            key = _chooser(part)
             whole[part] = {key: getattr(self, part)[key], **self.config(part).model_dump(mode="json")}
         return whole
+
+
+def _chooser(part: str) -> str:
+    """The setting that names what makes a part."""
+    return "aligner" if part == "words" else "extractor"
+
+
+def _registered(part: str, name: str) -> Registered:
+    return words.find(name) if part == "words" else extractors.find(name)
+
+
+@functools.lru_cache
+def _given_file(part: str, name: str) -> Callable[[Any, Clip], Path | None] | None:
+    """Kept, since it is asked for every clip of a corpus."""
+    return _registered(part, name).given_file
 
 
 def shipped() -> dict[str, Path]:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,13 @@ class Config(BaseModel):
     """Base of every config: immutable, hashable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+    """Settings that never change the output, such as a time limit; the fingerprint leaves them out."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything in the config that the output depends on."""
+        return self.model_dump(mode="json", exclude=set(self.without_effect))
 
 
 class MissingBackendError(RuntimeError):
@@ -59,11 +66,14 @@ class Registered:
     """Raised whenever the output for the same input may change; part of the fingerprint."""
     models: Callable[[Any], tuple[str, ...]]
     """The model files a config uses, by name, so that their hashes enter the fingerprint."""
-    word_file: Callable[[Any, Clip], Path] | None = None
-    """Of an aligner that takes word times from files: that of a clip, by its config. Such an aligner is called with the
-    clip as a third argument."""
+    given_file: Callable[[Any, Clip], Path | None] | None = None
+    """Of a part that takes its result from files made earlier: that of a clip, by its config; None where the config
+    asks for none. An aligner that is given a file is called with the clip as a third argument."""
     by_language: bool = False
     """Whether `make` takes the language of the transcripts after the config."""
+    by_clip: bool = False
+    """Whether a vision extractor is called with the Clip after its frames, which are then decoded only where it asks
+    for them."""
 
 
 class Registry:
@@ -107,15 +117,16 @@ class Registry:
         config: type[Config],
         version: int,
         models: Callable[[Any], tuple[str, ...]] = lambda config: (),
-        word_file: Callable[[Any, Clip], Path] | None = None,
+        given_file: Callable[[Any, Clip], Path | None] | None = None,
         by_language: bool = False,
+        by_clip: bool = False,
     ) -> Callable[[type], type]:
         """Class decorator: enter a part under its name. A second one of that name is an error."""
 
         def enter(make: type) -> type:
             if name in self._registered:
                 raise ValueError(f"{self._kind} {name!r} is registered twice")
-            self._registered[name] = Registered(config, make, version, models, word_file, by_language)
+            self._registered[name] = Registered(config, make, version, models, given_file, by_language, by_clip)
             return make
 
         return enter

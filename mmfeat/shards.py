@@ -11,6 +11,7 @@ a corrected label redoes nothing, and a half-written file is never taken for a r
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -76,8 +77,10 @@ class Store:
         }
         packed = np.frombuffer(canonical_json(head).encode(), np.uint8)
         path = Path(place + ".npz")
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, head=packed, **shard.arrays)  # type: ignore[arg-type]
+        archive = io.BytesIO()  # one write instead of dozens of small ones
+        np.savez(archive, head=packed, **shard.arrays)  # type: ignore[arg-type]
+        with atomic(path) as temporary:
+            temporary.write_bytes(archive.getbuffer())
         Path(place + ".failed").unlink(missing_ok=True)
         return path
 
@@ -132,8 +135,8 @@ class Store:
                 made_from |= {"media": source, "start": clip.start, "end": clip.end}
             if part in ("text", "words"):
                 made_from["text"] = clip.text
-            if part == "words" and clip.words:
-                made_from["words"] = _stamp(clip.words)
+            if given := clip.given.get(part):
+                made_from[part] = _stamp(given)
             key = hashlib.sha256(canonical_json(made_from).encode()).hexdigest()[:32]
             yield part, f"{self.workdir}/{part}-{fingerprint}/{key[:2]}/{key}"
 

@@ -35,7 +35,7 @@ def silence(seconds: float) -> Waveform:
 
 
 def clip(words: Path, start: float | None = None, end: float | None = None) -> Clip:
-    return Clip("v", "1", "test", words.with_suffix(".mp4"), "", math.nan, start=start, end=end, words=words)
+    return Clip("v", "1", "test", words.with_suffix(".mp4"), "", math.nan, start=start, end=end, given={"words": words})
 
 
 def csv(folder: Path, *rows: tuple[str, float, float]) -> Path:
@@ -159,7 +159,7 @@ def test_nothing_to_find_needs_no_file(tmp_path: Path) -> None:
 
 def located(clip: Clip, **settings: Any) -> Path | None:
     words = {"aligner": "given", **settings}
-    return load_recipe("default").model_copy(update={"words": words}).locate(clip).words
+    return load_recipe("default").model_copy(update={"words": words}).locate(clip).given.get("words")
 
 
 def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +172,16 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert located(mine, folder="g", pattern="{video_id}/{clip_id}.json") == tmp_path / "g" / "v.1" / "2.json"
     assert located(mine, folder="g", pattern="all words.csd") == tmp_path / "g" / "all words.csd"
-    assert located(replace(mine, words=tmp_path / "x.ctm")) == tmp_path / "x.ctm"
+    assert located(replace(mine, given={"words": tmp_path / "x.ctm"})) == tmp_path / "x.ctm"
     assert load_recipe("default").locate(mine) == mine
+    in_corpus = replace(mine, root=tmp_path / "corpus")  # wherever the command runs
+    assert located(in_corpus, folder="g", pattern="x.csd") == tmp_path / "corpus" / "g" / "x.csd"
+    assert located(in_corpus, folder=str(tmp_path), pattern="x.csd") == tmp_path / "x.csd"
     with pytest.raises(RecipeError, match=r"\{name\} is unknown; there are \{video_id\}"):
         located(mine, pattern="{name}.ctm")
+    for outside in ({"folder": "../g"}, {"pattern": "../{media}.ctm"}, {"pattern": "/g/{media}.ctm"}):
+        with pytest.raises(RecipeError, match="leads out of the"):
+            located(mine, **outside)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ An aligner is a class made from its config; making it loads its model, calling i
 seconds from the start of the waveform. It raises AlignmentError where the words cannot be found. It keeps no memory of
 earlier calls: same sound and text, same words.
 
-An aligner that takes word times from files, registered with `word_file`, is given the Clip as a third argument.
+An aligner that takes word times from files, registered with `given_file`, is called with the Clip as a third argument.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from mmfeat.corpus import Clip
+from mmfeat.given_files import checked_folder, checked_pattern, given_file
 from mmfeat.track import Waveform, Word
 from mmfeat.words import AlignmentError, Config, register
 from mmfeat.words.formats import READERS, SpeakersError, Stretch, read
@@ -33,7 +34,6 @@ _NEAR = 1.0
 _PAUSES = {"sil", "sp", "spn", "eps", "silence", "pause", "noise"}
 _UNKNOWN = "\ufffd"
 """Stands for the label <unk>: a word of which the file says only when it is said."""
-_FIELDS = ("video_id", "clip_id", "media")
 _NAMED = 3
 """Differences from the transcript that a message names."""
 _LARGEST = 2500
@@ -43,7 +43,7 @@ _LARGEST = 2500
 class GivenConfig(Config):
     """Word times from files."""
 
-    folder: str | None = Field(None, description="where the files lie; null: beside each media file")
+    folder: str | None = Field(None, description="where the files lie in the corpus; null: beside each media file")
     pattern: str = Field(
         "{media}",
         description="a file's name below the folder, with {video_id}, {clip_id} and {media}, the media file's name "
@@ -55,28 +55,20 @@ class GivenConfig(Config):
         "speaker who says the transcript",
     )
 
-    @field_validator("pattern")
-    @classmethod
-    def _fields_exist(cls, pattern: str) -> str:
-        if unknown := [name for name in re.findall(r"\{(\w*)\}", pattern) if name not in _FIELDS]:
-            raise ValueError(f"{{{unknown[0]}}} is unknown; there are {', '.join(f'{{{name}}}' for name in _FIELDS)}")
-        return pattern
+    _folder = field_validator("folder")(checked_folder)
+    _pattern = field_validator("pattern")(checked_pattern)
 
 
 def word_file(config: GivenConfig, clip: Clip) -> Path:
     """The file of a clip's word times, absolute; it may not exist."""
-    assert clip.path is not None
-    values = {"video_id": clip.video_id, "clip_id": clip.clip_id, "media": clip.path.stem}
-    name = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], config.pattern)
-    folder = Path(config.folder).expanduser() if config.folder else clip.path.parent
-    path = (folder / name).absolute()
+    path = given_file(config.folder, config.pattern, clip)
     if path.suffix.lower() in READERS:
         return path
     named = (path.with_name(path.name + ending) for ending in (".TextGrid", *READERS))
     return next((candidate for candidate in named if candidate.is_file()), path)
 
 
-@register("given", GivenConfig, version=1, word_file=word_file)
+@register("given", GivenConfig, version=1, given_file=word_file)
 class GivenAligner:
     """Word times out of files; the confidence is the file's, or 1 where it has none."""
 
@@ -84,14 +76,14 @@ class GivenAligner:
         self.config = config
 
     def __call__(self, waveform: Waveform, text: str, clip: Clip) -> list[Word]:
-        """The words of `text` in `clip`, whose `words` is their file. Raises AlignmentError.
+        """The words of `text` in `clip`, which is given their file. Raises AlignmentError.
 
         A file's times count from the start of the media file, also where the clip is cut out of it.
         """
         words = tokens(text)
         if not words:
             return []
-        file, who = clip.words, f"clip {clip.id}: " if clip.video_id else ""
+        file, who = clip.given.get("words"), f"clip {clip.id}: " if clip.video_id else ""
         if file is None or not file.is_file():
             endings = "" if file is None or file.suffix.lower() in READERS else f" ({', '.join(READERS)})"
             raise AlignmentError(f"{who}there is no file of word times {file}{endings}")

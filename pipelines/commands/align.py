@@ -162,12 +162,11 @@ def _words(args: argparse.Namespace, recipe: Recipe, sound: Waveform, text: str)
     from mmfeat.corpus import Clip
     from mmfeat.words import AlignmentError
 
-    clip = Clip(
-        "", args.media.stem, "test", args.media, text, math.nan, start=args.start, end=args.end, words=args.words
-    )
+    given = {"words": args.words} if args.words else {}
+    clip = Clip("", args.media.stem, "test", args.media, text, math.nan, start=args.start, end=args.end, given=given)
     clip = recipe.locate(clip)
     aligner: Any = recipe.make("words")
     try:
-        return aligner(sound, text, clip) if clip.words else aligner(sound, text)
+        return aligner(sound, text, clip) if "words" in clip.given else aligner(sound, text)
     except AlignmentError as error:
         raise AlignmentError(f"{args.media}: {error}") from None
