@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,21 +20,20 @@ from torch import Tensor, nn
 
 from cmc import run as runs
 from cmc.config import LETTERS, MODALITIES, Config, DivergedError, UsageError
-from cmc.data import Batch, Split, Task, load, open_features, task_of
-from cmc.evaluate import figures, predict_split, read_truth
+from cmc.data import Batch, load, open_features, task_of
 from cmc.finetune import finetune
 from cmc.fusion import Fused
-from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
-from cmc.train import Material, fit, open_material
+from cmc.text_encoder import load_encoder
+from cmc.train import Material
 from cmc.training import Report, seed_everything, silent
+from cmc.trial import evaluated, open_annotated, trial
 from cmc.unimodal import Branch, Head, TextModel
 from mmfeat.files import atomic
-from mmfeat.layout import FeatureFile
 
 _PLAIN = {"pretrain": "copy", "fusion": False, "router": False, "contrastive": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "CMC": {},
-    "CMC, reference mode": {"mode": "reference"},
+    "CMC, reference mode": {"mode": "reference", "pretrain": "plgm"},
     "CMC-GT": {"pretrain": "gt"},
     "no PLGM": {"pretrain": "copy"},
     "no PFM": {"fusion": False},
@@ -160,46 +158,14 @@ def _not_possible(name: str, features: Path, config: Config, truth: Path | None)
 
 def _one(name: str, features: Path, config: Config, truth: Path | None, report: Report) -> dict[str, Any]:
     """Train and evaluate a variant. Raises KeyboardInterrupt on Ctrl-C: half a training is no result."""
-    material = open_material(features, config)
-    train, valid = (_annotated(split, truth, material.task) for split in (material.train, material.valid))
-    material = replace(material, train=train, valid=valid)
+    if name != "concatenation":
+        return trial(features, config, truth, report)
+    material = open_annotated(features, config, truth)
     seed_everything(config.seed)
-    model: nn.Module
-    if name == "concatenation":
-        model, record = _concatenate(material, config, report)
-        recovered: dict[str, Any] = {}
-    else:
-        fitted = fit(material, config, report)
-        model, record = fitted.model, fitted.record
-        recovered = _recovered(material.train, fitted.states["train"]) if config.pretrain == "plgm" else {}
+    model, record = _concatenate(material, config, report)
     if record.status == "interrupted":
         raise KeyboardInterrupt
-    with FeatureFile(features) as file:
-        test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth, material.task)
-        if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
-            test = cache(test, load_encoder(encoder_name(file.recipe), frozen=True))
-    unimodal = {key: test.label(key).numpy() for key in "TAV"}
-    result = figures(record, test.label("M").numpy(), unimodal, predict_split(model, test))
-    return {"recovered": recovered, "clips": result["clips"], "cmc": result["cmc"], "majority": result["majority"]}
-
-
-def _annotated(split: Split, truth: Path | None, task: Task) -> Split:
-    if truth is None:
-        return split
-    labels = {key: torch.from_numpy(values) for key, values in read_truth(truth, split.ids, task).items()}
-    return replace(split, labels={"M": split.label("M")} | labels)
-
-
-def _recovered(train: Split, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Per modality: share of clips whose true unimodal label a copy of M has, and whose pseudo label is right."""
-    shares = {}
-    for m, state in states.items():
-        true = train.label(LETTERS[m])
-        known = (true >= 0) & train.present(m)
-        if known.any():
-            right, copied = (state.argmax(1) == true)[known], (train.label("M") == true)[known]
-            shares[m] = {"copying M": float(copied.float().mean()), "pseudo labels": float(right.float().mean())}
-    return shares
+    return evaluated(features, material, model, record, truth) | {"recovered": {}}
 
 
 def _concatenate(material: Material, config: Config, report: Report) -> tuple[Concatenation, runs.Record]:

@@ -238,7 +238,7 @@ def show_ablation(results: Mapping[str, list[dict[str, Any]]]) -> None:
         table.add_row("copying the clip's label", *(spread([row[m] for row in rows], "copying M") for m in modalities))
         for name, rows in recovered.items():
             shares = (spread([row[m] for row in rows], "pseudo labels") for m in rows[0])
-            table.add_row(f"PLGM, {name}", *shares)
+            table.add_row(f"pseudo labels, {name}", *shares)
         console.print(table)
 
 

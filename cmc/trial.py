@@ -1,0 +1,120 @@
+"""One training and its evaluation, as the commands that compare trainings need it: `cmc ablate` and others.
+
+The test split is read once, after training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmc import run as runs
+from cmc.config import LETTERS, Config
+from cmc.data import Split, Task, load
+from cmc.evaluate import figures, predict_split, read_truth
+from cmc.strategies import STRATEGIES
+from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from cmc.train import Material, fit, open_material
+from cmc.training import Report, seed_everything, silent
+from mmfeat.layout import FeatureFile
+
+
+def trial(
+    features: Path,
+    config: Config,
+    truth: Path | None = None,
+    report: Report = silent,
+    unlabelled: Path | None = None,
+) -> dict[str, Any]:
+    """Train on a feature file, in memory, and evaluate on its test split.
+
+    Args:
+        features: the file.
+        config: settings, strategy and seed.
+        truth: csv of unimodal labels (see cmc.evaluate.read_truth): they then teach `gt`, tell consistent from
+            conflicting clips, and count the unimodal labels that are found.
+        report: called after every epoch.
+        unlabelled: feature file of further clips.
+
+    Returns:
+        clips: group (`overall` and, with unimodal labels, `consistent`, `conflicting`) → test clips.
+        cmc, majority: group → figures.
+        recovered: see `recovered`; empty where the strategy makes no labels.
+        seconds: CPU seconds per epoch, of `pretrain` and `finetune`.
+
+    Raises DivergedError, and KeyboardInterrupt on Ctrl-C: half a training is no result.
+    """
+    material = open_annotated(features, config, truth, unlabelled)
+    seed_everything(config.seed)
+    clock = Clock(report)
+    fitted = fit(material, config, clock)
+    if fitted.record.status == "interrupted":
+        raise KeyboardInterrupt
+    made = STRATEGIES[config.pretrain].makes_labels
+    found = recovered(material.train, fitted.states["train"]) if made else {}
+    result = evaluated(features, material, fitted.model, fitted.record, truth)
+    return result | {"recovered": found, "seconds": clock.seconds()}
+
+
+class Clock:
+    """A report that passes on what it is told, and measures the CPU time of epochs."""
+
+    def __init__(self, report: Report):
+        self._report, self._last = report, time.process_time()
+        self._taken: dict[str, list[float]] = {}
+
+    def __call__(self, stage: str, epoch: int, epochs: int, shown: Mapping[str, float]) -> None:
+        now = time.process_time()
+        self._taken.setdefault(stage, []).append(now - self._last)
+        self._report(stage, epoch, epochs, shown)
+        self._last = time.process_time()
+
+    def seconds(self) -> dict[str, float]:
+        """Stage → median seconds of an epoch."""
+        return {stage: float(torch.tensor(taken).median()) for stage, taken in self._taken.items()}
+
+
+def open_annotated(features: Path, config: Config, truth: Path | None, unlabelled: Path | None = None) -> Material:
+    """A file's training and validation split with the unimodal labels of `truth`, if any is given."""
+    material = open_material(features, config, unlabelled=unlabelled)
+    train, valid = (_annotated(split, truth, material.task) for split in (material.train, material.valid))
+    return replace(material, train=train, valid=valid)
+
+
+def evaluated(
+    features: Path, material: Material, model: nn.Module, record: runs.Record, truth: Path | None
+) -> dict[str, Any]:
+    """`clips`, `cmc` and `majority` of a model on the test split of the file that it was trained on."""
+    config = record.config
+    with FeatureFile(features) as file:
+        test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth, material.task)
+        if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
+            test = cache(test, load_encoder(encoder_name(file.recipe), frozen=True))
+    unimodal = {key: test.label(key).numpy() for key in "TAV"}
+    result = figures(record, test.label("M").numpy(), unimodal, predict_split(model, test))
+    return {name: result[name] for name in ("clips", "cmc", "majority")}
+
+
+def _annotated(split: Split, truth: Path | None, task: Task) -> Split:
+    if truth is None:
+        return split
+    labels = {key: torch.from_numpy(values) for key, values in read_truth(truth, split.ids, task).items()}
+    return replace(split, labels={"M": split.label("M")} | labels)
+
+
+def recovered(train: Split, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Per modality: share of clips whose true unimodal label a copy of M has, and whose pseudo label is right."""
+    shares = {}
+    for m, state in states.items():
+        true = train.label(LETTERS[m])
+        known = (true >= 0) & train.present(m)
+        if known.any():
+            right, copied = (state.argmax(1) == true)[known], (train.label("M") == true)[known]
+            shares[m] = {"copying M": float(copied.float().mean()), "pseudo labels": float(right.float().mean())}
+    return shares
