@@ -84,5 +84,8 @@ def text(folder: Path, words: str = "hello world what a lovely day") -> Path:
     return folder
 
 
-SETTINGS: dict[str, Any] = {"ssl": lambda folder: {"model": str(speech("wavlm", folder / "wavlm"))}}
+SETTINGS: dict[str, Any] = {
+    "image": lambda folder: {"model": str(image("clip", folder / "clip")), "frame_rate": None},
+    "ssl": lambda folder: {"model": str(speech("wavlm", folder / "wavlm"))},
+}
 """Extractor → a call that makes its model in a folder and gives the settings that name it, for the contract test."""

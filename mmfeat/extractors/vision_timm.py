@@ -1,0 +1,83 @@
+"""`timm`: vectors of the followed face from any timm image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from mmfeat import models
+from mmfeat.extractors import MissingBackendError, register
+from mmfeat.extractors.face_crops import FaceCropConfig, Image, encode_faces
+from mmfeat.extractors.face_nets import NETS, FaceNets
+from mmfeat.track import Floats, Frame, Track
+
+Pooling = Literal["cls", "mean", "pooler"]
+
+
+class TimmConfig(FaceCropConfig):
+    model: str = Field(
+        "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", description="hub name or local folder of a timm model"
+    )
+    pooling: Pooling = Field(
+        "pooler",
+        description="one vector of a picture: the class token as the last layer leaves it, the mean of all patches, or "
+        "what the model's own classifier is given",
+    )
+
+
+@register("timm", TimmConfig, version=1, models=lambda config: (*NETS, config.model))
+class TimmEncoder:
+    """One row per picture, `hidden_k`.
+
+    A crop is resized to the size that the model's data config states, whole, without its centre crop, and normalised
+    with its mean and standard deviation. Raises MissingModelError, and MissingBackendError where the folder is no timm
+    model or has no such pooling.
+    """
+
+    def __init__(self, config: TimmConfig):
+        import timm
+        import torch
+
+        self.config = config
+        self._nets = FaceNets()
+        folder = models.resolve(config.model)
+        try:
+            self._model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        except (RuntimeError, KeyError, FileNotFoundError) as error:
+            raise MissingBackendError(f"model {config.model!r} is none that timm loads: {error}") from error
+        data = timm.data.resolve_model_data_config(self._model)
+        self._size = data["input_size"][1:]
+        self._mean, self._std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
+        self._tensor, self._no_gradients = torch.from_numpy, torch.inference_mode
+        self.names = tuple(f"hidden_{k}" for k in range(self._encode([np.zeros((32, 32, 3), np.uint8)]).shape[1]))
+
+    def __call__(self, frames: Iterable[Frame]) -> Track:
+        """One row per picture that is encoded; valid where there was a face."""
+        return encode_faces(frames, self._nets, self._encode, self.config, self.names)
+
+    def _encode(self, crops: list[Image]) -> Floats:
+        """Shape (N, columns)."""
+        height, width = self._size
+        resized = [cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA) for crop in crops]
+        pixels = self._tensor(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+        with self._no_gradients():
+            hidden = self._model.forward_features((pixels - self._mean) / self._std)
+            return self._pool(hidden).numpy()
+
+    def _pool(self, hidden):  # type: ignore[no-untyped-def]
+        if self.config.pooling == "pooler":
+            return self._model.forward_head(hidden, pre_logits=True).flatten(1)
+        special = getattr(self._model, "num_prefix_tokens", 0)
+        if hidden.ndim == 3 and self.config.pooling == "mean":
+            return hidden[:, special:].mean(dim=1)
+        if hidden.ndim == 4 and self.config.pooling == "mean":
+            return hidden.mean(dim=(2, 3))
+        if hidden.ndim == 3 and special:
+            return hidden[:, 0]
+        raise MissingBackendError(
+            f"model {self.config.model!r} has no {self.config.pooling!r} output; choose another `pooling`"
+        )
