@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from mmfeat.extractors import Config, register
+from mmfeat.extractors import Config, openface_columns, register
 from mmfeat.extractors import face_geometry as geometry
 from mmfeat.extractors.face_follow import FaceFollower, Seen
 from mmfeat.extractors.face_geometry import Faces
 from mmfeat.extractors.face_measures import MEASURES, measures
 from mmfeat.extractors.face_nets import NETS, FaceNets
-from mmfeat.extractors.face_points import IBUG_68
 from mmfeat.track import Frame, Track
 
 Floats = NDArray[np.floating]
@@ -24,22 +23,15 @@ _BLOCK = 128
 """Frames whose columns are computed at once: numpy's overhead is shared, and a long clip's meshes are not kept."""
 
 
-def _numbered(*stems: str) -> tuple[str, ...]:
-    return tuple(f"{stem}_{point}" for stem in stems for point in range(len(IBUG_68)))
-
-
 COLUMNS: dict[Group, tuple[str, ...]] = {
-    "pose": ("pose_Tx", "pose_Ty", "pose_Tz", "pose_Rx", "pose_Ry", "pose_Rz"),
-    "gaze": (
-        *("gaze_0_x", "gaze_0_y", "gaze_0_z", "gaze_1_x", "gaze_1_y", "gaze_1_z"),
-        *("gaze_angle_x", "gaze_angle_y"),
-    ),
-    "landmarks_2d": _numbered("nx", "ny"),
-    "landmarks_3d": _numbered("nX", "nY", "nZ"),
-    "landmarks_px": _numbered("x", "y"),
+    "pose": openface_columns.COLUMNS["pose"],
+    "gaze": openface_columns.COLUMNS["gaze"],
+    "landmarks_2d": openface_columns.numbered(openface_columns.LANDMARKS, "nx", "ny"),
+    "landmarks_3d": openface_columns.numbered(openface_columns.LANDMARKS, "nX", "nY", "nZ"),
+    "landmarks_px": openface_columns.COLUMNS["landmarks_2d"],
     "measures": MEASURES,
 }
-"""Group → names of its columns. Names that OpenFace has too mean the same here, in the same units and axes."""
+"""Group → names of its columns. OpenFace's names mean here what they mean there, in the same units and axes."""
 
 
 class FacemeshConfig(Config):
