@@ -69,10 +69,10 @@ class Clock:
         self._report, self._last = report, time.process_time()
         self._taken: dict[str, list[float]] = {}
 
-    def __call__(self, stage: str, epoch: int, epochs: int, shown: Mapping[str, float]) -> None:
+    def __call__(self, stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
         now = time.process_time()
         self._taken.setdefault(stage, []).append(now - self._last)
-        self._report(stage, epoch, epochs, shown)
+        self._report(stage, epoch, epochs, figures)
         self._last = time.process_time()
 
     def seconds(self) -> dict[str, float]:

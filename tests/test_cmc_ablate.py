@@ -35,7 +35,7 @@ def test_every_variant(features: Path, tmp_path: Path, capsys: pytest.CaptureFix
     arguments = ["ablate", str(features), "-o", str(tmp_path / "out"), "--truth", str(truth), "--seeds", "1", *QUICK]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in VARIANTS) and "PLGM, CMC" in shown
+    assert all(name in shown for name in VARIANTS) and "pseudo labels, CMC" in shown
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == len(VARIANTS)
     stamps = [file.stat().st_mtime_ns for file in files]
