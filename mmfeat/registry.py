@@ -48,6 +48,8 @@ class Entry:
     """The one command that gets what is missing."""
     languages: tuple[str, ...] = ()
     """ISO 639-1 codes; empty: any."""
+    backend: str = ""
+    """The environment of its own that it runs in; see `mmfeat.backends`."""
     distribution: str = ""
     """Name and version of the distribution that brings it; empty for what comes with mmfeat. Set by mmfeat."""
 
@@ -55,14 +57,20 @@ class Entry:
         return not self.languages or language in self.languages
 
     def missing(self) -> list[str]:
-        return [package for package in self.packages if importlib.util.find_spec(package) is None]
+        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        if self.backend:
+            from mmfeat.backends import environment
+
+            if why := environment.state(environment.find(self.backend)):
+                missing.append(f"an environment of its own ({why})")
+        return missing
 
 
 @dataclass(frozen=True)
 class Registered:
     config: type[Config]
     make: Callable[..., Any]
-    version: int
+    version: int | str
     """Raised whenever the output for the same input may change; part of the fingerprint."""
     models: Callable[[Any], tuple[str, ...]]
     """The model files a config uses, by name, so that their hashes enter the fingerprint."""
@@ -115,7 +123,7 @@ class Registry:
         self,
         name: str,
         config: type[Config],
-        version: int,
+        version: int | str,
         models: Callable[[Any], tuple[str, ...]] = lambda config: (),
         given_file: Callable[[Any, Clip], Path | None] | None = None,
         by_language: bool = False,

@@ -11,6 +11,7 @@ from mmfeat import __version__
 from pipelines import exits
 from pipelines.commands import (
     align,
+    backends,
     check,
     clean,
     clip,
@@ -44,6 +45,7 @@ COMMANDS = (
     cluster,
     clean,
     models,
+    backends,
     doctor,
     demo,
 )

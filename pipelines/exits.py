@@ -23,6 +23,7 @@ HELP = "exit status: 0 all fine, 2 bad usage or configuration, 3 some clips fail
 _EXPECTED = {
     "cmc.config.UsageError": Exit.USAGE,
     "cmc.data.DataError": Exit.NOTHING_USABLE,
+    "mmfeat.backends.BackendError": Exit.USAGE,
     "mmfeat.corpus.CorpusError": Exit.USAGE,
     "mmfeat.demo.corpus.DemoError": Exit.USAGE,
     "mmfeat.layout.LayoutError": Exit.USAGE,
