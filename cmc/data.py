@@ -274,9 +274,14 @@ def _renumbered(file: FeatureFile, classes: NDArray[np.int64], task: Task) -> ND
     return np.array([numbers[found[k]] if k >= 0 else -1 for k in classes.tolist()], np.int64)
 
 
+def without_label(file: FeatureFile, split: str, task: Task) -> Tensor:
+    """Shape (N,) bool: clips of a split that have no label of their own, which `load` leaves out."""
+    return _labels(file, split, task)["M"] < 0
+
+
 def unlabelled(file: FeatureFile, split: str, task: Task) -> int:
-    """How many clips of a split have no label of their own: `load` leaves them out."""
-    return int((_labels(file, split, task)["M"] < 0).sum())
+    """How many these are."""
+    return int(without_label(file, split, task).sum())
 
 
 def open_features(path: Path) -> FeatureFile:

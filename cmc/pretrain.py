@@ -38,6 +38,8 @@ class Given:
     """Further clips, without any label."""
     report: Report = silent
     journal: Journal = field(default_factory=Journal)
+    reader: str | None = None
+    """The transformers encoder whose output the text arrays are, for strategies that have it read again."""
 
     @property
     def splits(self) -> dict[str, Split]:

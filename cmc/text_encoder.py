@@ -16,14 +16,18 @@ from cmc.unimodal import TextModel
 
 def encoder_name(recipe: Mapping[str, Any]) -> str:
     """The transformers model that made the file's text. Raises UsageError where the recipe names none."""
-    section = recipe.get("text") or {}
-    name = section.get("model")
-    if section.get("extractor") != "transformers" or not name:
+    if not names_encoder(recipe):
         raise UsageError(
             "the feature file's recipe names no transformers text encoder, so there is none to finetune: "
             "train with --text freeze"
         )
-    return str(name)
+    return str(recipe["text"]["model"])
+
+
+def names_encoder(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe names the transformers model that made the file's text."""
+    section = recipe.get("text") or {}
+    return section.get("extractor") == "transformers" and bool(section.get("model"))
 
 
 def is_cached(recipe: Mapping[str, Any]) -> bool:
@@ -58,7 +62,8 @@ def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
     in a temporary file.
     """
     encoder.eval()
-    lengths = split.tokens[:, 1].sum(1)
+    read = split.tokens[:, 1]
+    lengths = (read * torch.arange(1, read.shape[1] + 1, device=read.device)).amax(1)
     hidden: torch.Tensor | None = None
     for rows in lengths.argsort(stable=True).split(batch_size):
         longest = int(lengths[rows].max())

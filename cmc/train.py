@@ -20,7 +20,7 @@ from cmc import run as runs
 from cmc.board import Board
 from cmc.calibration import calibrate
 from cmc.config import Config, UsageError
-from cmc.data import DataError, Split, Task, load, open_features, task_of
+from cmc.data import DataError, Split, Task, load, open_features, task_of, without_label
 from cmc.finetune import Finetuning, finetune, frozen_labels, transfer
 from cmc.fusion import Multimodal
 from cmc.journal import Journal, RunJournal
@@ -28,7 +28,7 @@ from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import Given, pretrain
 from cmc.rows import Stream, blocks
 from cmc.strategies import STRATEGIES
-from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder, names_encoder
 from cmc.training import Report, class_weights, find_device, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import LABELS, MODALITIES, TIMED, FeatureFile
@@ -47,6 +47,8 @@ class Material:
     """Name of the text encoder that is to be finetuned; None: the text arrays are used as they are."""
     unlabelled: tuple[Split, ...] = ()
     """Further clips, without any label."""
+    reader: str | None = None
+    """Name of the text encoder whose output the text arrays are, where the strategy has it read again."""
     device: str = "cpu"
     """Where to train on it."""
 
@@ -63,7 +65,8 @@ def open_material(path: Path, config: Config, stream: Stream = "auto", unlabelle
     has no use for them; DataError, LayoutError, FileNotFoundError; MissingModelError where a text encoder is needed and
     not there.
     """
-    if unlabelled is not None and not STRATEGIES[config.pretrain].unlabelled:
+    strategy = STRATEGIES[config.pretrain]
+    if unlabelled is not None and not strategy.unlabelled:
         able = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.unlabelled)
         raise UsageError(f"--pretrain {config.pretrain} learns nothing from --unlabelled clips; these do: {able}")
     with open_features(path) as file:
@@ -75,36 +78,62 @@ def open_material(path: Path, config: Config, stream: Stream = "auto", unlabelle
             raise DataError(f"{path}: all training clips have the same label, so there is nothing to tell apart")
         finetuned = config.text == "finetune" and "text" in config.use
         encoder = encoder_name(file.recipe) if finetuned else None
+        further = _own_unlabelled(file, task, config, stream) if strategy.unlabelled else ()
+        about: dict[str, Any] = _about(file)
+        if unlabelled is not None:
+            others, about["unlabelled"] = _open_unlabelled(unlabelled, config, stream, file)
+            further += others
         if "text" in config.use and not is_cached(file.recipe):
             frozen = load_encoder(encoder_name(file.recipe), frozen=True)
-            train, valid = cache(train, frozen), cache(valid, frozen)
-        about: dict[str, Any] = _about(file)
-        further: tuple[Split, ...] = ()
-        if unlabelled is not None:
-            further, about["unlabelled"] = _open_unlabelled(unlabelled, config, stream, file)
-        return Material(train, valid, task, _columns(train), about, encoder, further)
+            train, valid, *rest = (cache(split, frozen) for split in (train, valid, *further))
+            further = tuple(rest)
+        reads = strategy.reads and "text" in config.use and names_encoder(file.recipe)
+        reader = encoder_name(file.recipe) if reads else None
+        return Material(train, valid, task, _columns(train), about, encoder, further, reader)
+
+
+def _own_unlabelled(file: FeatureFile, task: Task, config: Config, stream: Stream) -> tuple[Split, ...]:
+    """The training clips that `load` leaves out because they have no label of their own."""
+    missing = without_label(file, "train", task)
+    if not missing.any():
+        return ()
+    return (load(file, "train", None, config.calibrated, config.steps, stream).select(missing),)
 
 
 def _open_unlabelled(path: Path, config: Config, stream: Stream, own: FeatureFile) -> tuple[tuple[Split, ...], str]:
     """All splits of a feature file, without labels, and its content's digest.
 
-    Raises UsageError where its features were made otherwise than those of `own`, or clips of the test split of `own`
-    are among them: what a model says of clips that it has seen, labelled or not, says little of new ones.
+    Raises UsageError where its features are others than those of `own`, naming the difference; or where it has clips
+    that `own` validates or tests on: what a model says of clips that it has seen, labelled or not, says little of new
+    ones.
     """
     with FeatureFile(path) as file:
-        parts = [part for part in own.fingerprints if part != "words" or own.aligned]
-        differing = [part for part in parts if file.fingerprints.get(part) != own.fingerprints[part]]
-        if differing or file.aligned != own.aligned:
-            what = ", ".join(differing) or "alignment"
-            raise UsageError(f"{path} was made otherwise than {own.path} ({what}): extract both by one recipe")
-        tested = set(own.read("test", "id")) if "test" in own.splits else set()
-        if seen := sorted(id for split in file.splits for id in file.read(split, "id") if id in tested):
-            raise UsageError(f"{path} has {len(seen)} test clips of {own.path}: {', '.join(seen[:3])}")
-        splits = tuple(load(file, split, None, config.calibrated, config.steps, stream) for split in file.splits)
-        if "text" in config.use and not is_cached(file.recipe):
-            frozen = load_encoder(encoder_name(file.recipe), frozen=True)
-            splits = tuple(cache(split, frozen) for split in splits)
+        if differing := _differences(file, own):
+            raise UsageError(f"{path} was made otherwise than {own.path} ({differing}): extract both by one recipe")
+        for held_out in ("valid", "test"):
+            theirs = set(own.read(held_out, "id")) if held_out in own.splits else set()
+            if seen := sorted(id for split in file.splits for id in file.read(split, "id") if id in theirs):
+                raise UsageError(f"{path} has {len(seen)} {held_out} clips of {own.path}: {', '.join(seen[:3])}")
+        filled = [split for split in file.splits if len(file.dataset(split, "id"))]
+        if not filled:
+            raise DataError(f"{path} has no clip")
+        splits = tuple(load(file, split, None, config.calibrated, config.steps, stream) for split in filled)
         return splits, content_digest(file, file.splits)
+
+
+def _differences(file: FeatureFile, own: FeatureFile) -> str:
+    """What of a feature file's features is not that of `own`; empty where they can be used together."""
+    parts = [part for part in own.fingerprints if part != "words" or own.aligned]
+    differing = [f"recipe of {part}" for part in parts if file.fingerprints.get(part) != own.fingerprints[part]]
+    if file.aligned != own.aligned:
+        differing.append("alignment")
+    for m in MODALITIES:
+        theirs, ours = (f.dataset(f.splits[0], m).shape[2] for f in (file, own))
+        if theirs != ours:
+            differing.append(f"{m} of {theirs} columns, not {ours}")
+        elif m in TIMED and file.feature_names(m) != own.feature_names(m):
+            differing.append(f"names of {m} columns")
+    return ", ".join(differing)
 
 
 def _columns(split: Split) -> dict[str, int]:
@@ -214,7 +243,7 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
     }
     further = tuple(split.to(device) for split in material.unlabelled)
     journal = journal or Journal()
-    first = pretrain(Given(models, train, valid, config, task, further, report, journal))
+    first = pretrain(Given(models, train, valid, config, task, further, report, journal, material.reader))
     if encoder is not None:
         encoder.frozen = False
     model = Multimodal(material.columns, task.classes, config, encoder).to(device)

@@ -17,6 +17,8 @@ class Strategy:
     """Whether it gives clips unimodal labels of its own; the others leave stage 2 with copies of M."""
     unlabelled: bool = False
     """Whether it learns from clips without any label."""
+    reads: bool = False
+    """Whether it has the features' text encoder, where one is named, read transcripts of its own making."""
 
 
 STRATEGIES = {
@@ -24,6 +26,9 @@ STRATEGIES = {
     "gt": Strategy("plgm", "annotated unimodal labels (CMC-GT)"),
     "none": Strategy("none", "no stage 1: fresh encoders, copies of the clip's label"),
     "copy": Strategy("plgm", "copies of the clip's label that never change: stage 1 without its method"),
+    "cyclic": Strategy("cyclic", "text is translated into vision and audio, and back"),
+    "generation": Strategy("generation", "each modality's features from the others'", unlabelled=True),
+    "masked": Strategy("masked", "hidden wordpieces and frames from what is left", unlabelled=True, reads=True),
 }
 """Name → how; in the order of tables."""
 
