@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from mmfeat.recipe import load_recipe
+from mmfeat.rhythm import Rhythm
 from mmfeat.track import Waveform, Word
 from mmfeat.words import AlignmentError, MissingBackendError, find
-from mmfeat.words.ctc import _Rhythm
 from mmfeat.words.ctc_labels import STAR, Alphabet
 from mmfeat.words.ctc_path import best_path
 from mmfeat.words.transcript import tokens
@@ -108,7 +108,7 @@ def test_too_short_and_impossible() -> None:
 @given(st.integers(1, 40_000), st.integers(1, 60), st.integers(0, 20))
 @settings(max_examples=200, deadline=None)
 def test_pieces_cover_every_frame_once(samples: int, core: int, side: int) -> None:
-    rhythm = _Rhythm.of((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))  # that of wav2vec 2.0
+    rhythm = Rhythm.of((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))  # that of wav2vec 2.0
     assert (rhythm.stride, rhythm.field) == (320, 400)
     frames = rhythm.frames(samples)
     kept = []

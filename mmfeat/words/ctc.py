@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from mmfeat import models
+from mmfeat.rhythm import Rhythm
 from mmfeat.track import Floats, Waveform, Word
 from mmfeat.words import AlignmentError, Config, MissingBackendError, register
 from mmfeat.words.ctc_labels import STAR, Alphabet, Spelled
@@ -41,38 +41,6 @@ class CtcConfig(Config):
         ge=0,
         allow_inf_nan=False,
     )
-
-
-@dataclass(frozen=True)
-class _Rhythm:
-    """How frames follow from samples."""
-
-    stride: int
-    field: int
-    """Samples that one frame sees before the transformer."""
-    layers: tuple[tuple[int, int], ...]
-    """Kernel and stride of each convolution."""
-
-    @classmethod
-    def of(cls, kernels: Sequence[int], strides: Sequence[int]) -> _Rhythm:
-        field, stride = 1, 1
-        for kernel, step in zip(kernels, strides, strict=True):
-            field += (kernel - 1) * stride
-            stride *= step
-        return cls(stride, field, tuple(zip(kernels, strides, strict=True)))
-
-    def frames(self, samples: int) -> int:
-        for kernel, step in self.layers:
-            samples = max((samples - kernel) // step + 1, 0)
-        return samples
-
-    def pieces(self, frames: int, core: int, side: int) -> Iterator[tuple[slice, slice]]:
-        """Samples that go through the model, and those of its frames that are kept; together all frames, once."""
-        for begin in range(0, frames, core):
-            end = min(begin + core, frames)
-            first, last = max(begin - side, 0), min(end + side, frames)
-            heard = slice(first * self.stride, (last - 1) * self.stride + self.field)
-            yield heard, slice(begin - first, end - first)
 
 
 @register("ctc", CtcConfig, version=1, models=lambda config: (config.model,), by_language=True)
@@ -111,7 +79,7 @@ class CtcAligner:
             raise MissingBackendError(f"{config.model} does not hear raw sound ({known.model_type}): choose another")
         self._model.eval()
         self._torch = torch
-        self._rhythm = _Rhythm.of(known.conv_kernel, known.conv_stride)
+        self._rhythm = Rhythm.of(known.conv_kernel, known.conv_stride)
         self._rate, self._normalise = features.sampling_rate, features.do_normalize
         self._alphabet = Alphabet.of(tokenizer, language, config.romanise)
 
