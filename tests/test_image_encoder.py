@@ -219,3 +219,33 @@ def test_faces_of_a_real_clip(folders, shared_data: Path) -> None:
     assert track.valid.all() and track.names[0] == "hidden_0"
     near, far = np.abs(np.diff(track.values, axis=0)).mean(), np.abs(track.values).mean()
     assert 0 < near < far  # one face in motion
+
+
+class TestTimm:
+    """Where timm is installed: it wants a torchvision that fits torch, which has no build without CUDA on PyPI."""
+
+    def test_vectors_are_the_model_s(self, folders, tmp_path: Path) -> None:
+        timm = pytest.importorskip("timm")
+        import torch
+
+        model = timm.create_model("test_vit", pretrained=False).eval()
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        registered = find("timm")
+        extractor = registered.make(registered.config(model=str(tmp_path), pooling="cls"))
+        size = model.default_cfg["input_size"][1]
+        crops = [crop[:size, :size] for crop in CROPS]
+        pixels = torch.from_numpy(np.stack(crops) / 255).permute(0, 3, 1, 2).float()
+        mean, std = (torch.tensor(model.default_cfg[key])[:, None, None] for key in ("mean", "std"))
+        with torch.inference_mode():
+            expected = model.forward_features((pixels - mean) / std)[:, 0].numpy()
+        np.testing.assert_allclose(extractor._encode(crops), expected, atol=1e-5)
+        with pytest.raises(MissingBackendError, match="none that timm loads"):
+            registered.make(registered.config(model=str(folders["vit"])))
+
+    def test_without_timm_it_is_listed_with_the_command_that_gets_it(self, monkeypatch) -> None:
+        from mmfeat.extractors import ENTRIES
+
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert "timm" in ENTRIES["timm"].missing()
+        with pytest.raises(MissingBackendError, match=r"'timm' needs timm.*: pip install 'mmfeat\[timm\]'"):
+            find("timm")

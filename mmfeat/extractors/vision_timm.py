@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-import cv2
 import numpy as np
 from pydantic import Field
 
@@ -33,14 +32,15 @@ class TimmConfig(FaceCropConfig):
 class TimmEncoder:
     """One row per picture, `hidden_k`.
 
-    A crop is resized to the size that the model's data config states, whole, without its centre crop, and normalised
-    with its mean and standard deviation. Raises MissingModelError, and MissingBackendError where the folder is no timm
+    A crop is resized as the model's data config states, whole, without its centre crop, and normalised with its mean
+    and standard deviation. Raises MissingModelError, and MissingBackendError where the folder is no timm
     model or has no such pooling.
     """
 
     def __init__(self, config: TimmConfig):
         import timm
         import torch
+        from PIL import Image as Pillow
 
         self.config = config
         self._nets = FaceNets()
@@ -50,7 +50,9 @@ class TimmEncoder:
         except (RuntimeError, KeyError, FileNotFoundError) as error:
             raise MissingBackendError(f"model {config.model!r} is none that timm loads: {error}") from error
         data = timm.data.resolve_model_data_config(self._model)
-        self._size = data["input_size"][1:]
+        height, width = data["input_size"][1:]
+        how = Pillow.Resampling[data["interpolation"].upper()]
+        self._resize = lambda crop: np.asarray(Pillow.fromarray(crop).resize((width, height), how))
         self._mean, self._std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
         self._tensor, self._no_gradients = torch.from_numpy, torch.inference_mode
         self.names = tuple(f"hidden_{k}" for k in range(self._encode([np.zeros((32, 32, 3), np.uint8)]).shape[1]))
@@ -61,9 +63,7 @@ class TimmEncoder:
 
     def _encode(self, crops: list[Image]) -> Floats:
         """Shape (N, columns)."""
-        height, width = self._size
-        resized = [cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA) for crop in crops]
-        pixels = self._tensor(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+        pixels = self._tensor(np.stack([self._resize(crop) for crop in crops])).permute(0, 3, 1, 2).float() / 255
         with self._no_gradients():
             hidden = self._model.forward_features((pixels - self._mean) / self._std)
             return self._pool(hidden).numpy()
