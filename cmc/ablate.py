@@ -6,29 +6,26 @@ per variant and seed, after its training.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cmc import run as runs
-from cmc.config import LETTERS, MODALITIES, Config, DivergedError, UsageError
+from cmc.config import LETTERS, MODALITIES, Config, UsageError
 from cmc.data import Batch, load, open_features, task_of
 from cmc.finetune import finetune
 from cmc.fusion import Fused
+from cmc.results import Progress, Results, Training, digest, gather, nothing_shown
 from cmc.text_encoder import load_encoder
 from cmc.train import Material
-from cmc.training import Report, seed_everything, silent
+from cmc.training import Report, seed_everything
 from cmc.trial import evaluated, open_annotated, trial
 from cmc.unimodal import Branch, Head, TextModel
-from mmfeat.files import atomic
 
 _PLAIN = {"pretrain": "copy", "fusion": False, "router": False, "contrastive": False}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -67,13 +64,6 @@ class Concatenation(nn.Module):
         return Fused(logits, {}, h, present.float(), present)
 
 
-class Ablation(NamedTuple):
-    results: dict[str, list[dict[str, Any]]]
-    """Variant → one result per seed."""
-    left_out: dict[str, str]
-    """Variant → why it was not trained."""
-
-
 def ablate(
     features: Path,
     out: Path,
@@ -81,66 +71,28 @@ def ablate(
     seeds: int,
     truth: Path | None = None,
     variants: Iterable[str] = tuple(VARIANTS),
-    progress: Callable[[str], AbstractContextManager[Report]] = lambda label: nullcontext(silent),
-) -> Ablation:
+    progress: Progress = nothing_shown,
+) -> Results:
     """Train and evaluate the variants; each result is also written to `out`, and read back instead of trained again.
 
     `truth` names a csv of unimodal labels (see cmc.evaluate.read_truth): they then teach CMC-GT, tell consistent from
-    conflicting clips, and count how many unimodal labels PLGM gets right. `progress` is called with a label for every
-    training. Ctrl-C drops the training it meets and goes on. A variant that diverges with any seed is left out. Raises
-    UsageError for an unknown variant.
+    conflicting clips, and count how many unimodal labels PLGM gets right. Raises UsageError for an unknown variant.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise UsageError(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
     # Only what was asked for otherwise than the mode's preset goes to a variant, which may be of another mode.
     preset = Config(mode=config.mode).model_dump()
     given = {key: value for key, value in config.model_dump().items() if value != preset[key]} | {"mode": config.mode}
-    digests = {"features": _digest(features), "truth": _digest(truth) if truth else None}
-    found = Ablation({}, {})
-    out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is said before anything is trained
+    digests = {"features": digest(features), "truth": digest(truth)}
+    left_out = {name: reason for name in variants if (reason := _not_possible(name, features, config, truth))}
+    trainings = []
     for name in variants:
-        if reason := _not_possible(name, features, config, truth):
-            found.left_out[name] = reason
-            continue
-        for seed in range(config.seed, config.seed + seeds):
+        for seed in range(config.seed, config.seed + seeds) if name not in left_out else ():
             one = Config(**(given | VARIANTS[name] | {"seed": seed}))
             what = {"config": one.model_dump(mode="json")} | digests
-            path = out / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
-            result = _stored(path, what)
-            if result is None:
-                try:
-                    with progress(f"{name}, seed {seed}: ") as report:
-                        result = what | _one(name, features, one, truth, report)
-                except DivergedError as error:
-                    found.results.pop(name, None)  # a mean over the other seeds would flatter it
-                    found.left_out[name] = f"seed {seed}: {error}"
-                    break
-                with atomic(path) as whole:
-                    whole.write_text(json.dumps(result, indent=1), encoding="utf-8")
-            found.results.setdefault(name, []).append(result)
-    return found
-
-
-def _digest(path: Path) -> str:
-    """sha256 of the file. Raises FileNotFoundError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _stored(path: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result at `path`, if it is whole, and of the same config and files."""
-    if not path.is_file():
-        return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not {"clips", "cmc", "majority", "recovered"} <= result.keys():
-            raise ValueError("parts are missing")
-    except (ValueError, AttributeError) as error:  # of JSON and of UTF-8 are ValueErrors
-        print(f"{path} is damaged ({error}): trained again", file=sys.stderr)
-        return None
-    return result if all(result.get(key) == value for key, value in what.items()) else None
+            trainings.append(Training(name, seed, what, partial(_one, name, features, one, truth)))
+    found = gather(trainings, out, progress)
+    return Results(found.results, left_out | found.left_out)
 
 
 def _not_possible(name: str, features: Path, config: Config, truth: Path | None) -> str:

@@ -5,6 +5,7 @@ The test split is read once, after training.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +32,7 @@ def trial(
     truth: Path | None = None,
     report: Report = silent,
     unlabelled: Path | None = None,
+    labelled: float = 1.0,
 ) -> dict[str, Any]:
     """Train on a feature file, in memory, and evaluate on its test split.
 
@@ -41,16 +43,21 @@ def trial(
             conflicting clips, and count the unimodal labels that are found.
         report: called after every epoch.
         unlabelled: feature file of further clips.
+        labelled: share of the training clips that keep their labels, see `keep_labels`.
 
     Returns:
         clips: group (`overall` and, with unimodal labels, `consistent`, `conflicting`) → test clips.
         cmc, majority: group → figures.
+        validation: figures on the validation split.
+        labelled: training clips that have labels.
         recovered: see `recovered`; empty where the strategy makes no labels.
         seconds: CPU seconds per epoch, of `pretrain` and `finetune`.
 
     Raises DivergedError, and KeyboardInterrupt on Ctrl-C: half a training is no result.
     """
     material = open_annotated(features, config, truth, unlabelled)
+    if labelled < 1:
+        material = keep_labels(material, labelled, config.seed, STRATEGIES[config.pretrain].unlabelled)
     seed_everything(config.seed)
     clock = Clock(report)
     fitted = fit(material, config, clock)
@@ -87,10 +94,28 @@ def open_annotated(features: Path, config: Config, truth: Path | None, unlabelle
     return replace(material, train=train, valid=valid)
 
 
+def keep_labels(material: Material, share: float, seed: int, rest: bool) -> Material:
+    """The material as if only a share of the training clips had labels.
+
+    Every class keeps its share, rounded up, so that none is lost; of two shares with the same seed the smaller is part
+    of the larger. The other clips are unlabelled ones with `rest`, else left out. Validation clips keep their labels:
+    they decide when training ends.
+    """
+    train = material.train
+    classes, draw = train.label("M"), torch.Generator().manual_seed(seed)
+    kept = torch.zeros(len(train), dtype=torch.bool)
+    for k in classes.unique().tolist():
+        members = (classes == k).nonzero().squeeze(1)
+        order = members[torch.randperm(len(members), generator=draw)]
+        kept[order[: math.ceil(share * len(members) - 1e-9)]] = True
+    others = (replace(train.select(~kept), labels=None),) if rest and not kept.all() else ()
+    return replace(material, train=train.select(kept), unlabelled=(*material.unlabelled, *others))
+
+
 def evaluated(
     features: Path, material: Material, model: nn.Module, record: runs.Record, truth: Path | None
 ) -> dict[str, Any]:
-    """`clips`, `cmc` and `majority` of a model on the test split of the file that it was trained on."""
+    """What `trial` says of a model on the test split of the file that it was trained on."""
     config = record.config
     with FeatureFile(features) as file:
         test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth, material.task)
@@ -98,7 +123,8 @@ def evaluated(
             test = cache(test, load_encoder(encoder_name(file.recipe), frozen=True))
     unimodal = {key: test.label(key).numpy() for key in "TAV"}
     result = figures(record, test.label("M").numpy(), unimodal, predict_split(model, test))
-    return {name: result[name] for name in ("clips", "cmc", "majority")}
+    said = {name: result[name] for name in ("clips", "cmc", "majority")}
+    return said | {"validation": record.validation, "labelled": len(material.train)}
 
 
 def _annotated(split: Split, truth: Path | None, task: Task) -> Split:
