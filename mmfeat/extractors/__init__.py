@@ -86,6 +86,15 @@ _registry = Registry(
             "pip install 'mmfeat[opensmile]'",
         ),
         Entry(
+            "ssl",
+            "audio",
+            "mmfeat.extractors.audio_ssl",
+            "speech encoders: wav2vec2, HuBERT, WavLM, Whisper, by hub name or local folder",
+            "Apache-2.0 (code); each model has its own",
+            ("transformers", "torch"),
+            "pip install transformers torch",
+        ),
+        Entry(
             "transformers",
             "text",
             "mmfeat.extractors.text_transformers",
