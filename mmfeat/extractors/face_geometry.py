@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mmfeat.extractors.face_points import IBUG_68, JAW_NEXT, JAW_SHARE, LEFT_LIDS, RIGHT_LIDS, RIGID, RIGID_FACE
+from mmfeat.extractors.face_points import IBUG_68, IBUG_NEXT, IBUG_SHARE, LEFT_LIDS, RIGHT_LIDS, RIGID, RIGID_FACE
 
 Floats = NDArray[np.floating]
 
@@ -122,10 +122,8 @@ def upright(mesh: Floats) -> Floats:
 
 def ibug_68(points: Floats) -> Floats:
     """Shape (N, 68, axes): the iBUG points of meshes (N, 468, axes)."""
-    chosen = points[:, IBUG_68]
-    jaw = chosen[:, : len(JAW_NEXT)]
-    jaw += JAW_SHARE[:, None] * (points[:, JAW_NEXT] - jaw)
-    return chosen
+    start = points[:, IBUG_68]
+    return start + IBUG_SHARE[:, None] * (points[:, IBUG_NEXT] - start)
 
 
 def landmarks_in_plane(mesh: Floats) -> Floats:
