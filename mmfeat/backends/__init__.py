@@ -73,7 +73,7 @@ BACKENDS: dict[str, Backend] = {
             "pyfaceau",
             ("pyfaceau", "pyclnf", "pymtcnn", "pyfhog", "numpy", "opencv-python", "torch"),
             (11, 13),
-            "CC BY-NC 4.0 (code, non-commercial); the weights are OpenFace's, for academic and non-profit research only",
+            "CC BY-NC 4.0, non-commercial (code); the weights are OpenFace's, for academic, non-profit research only",
             lambda folder: f"{scripts(folder) / 'pyfaceau-download-models'}",
         ),
         Backend(
@@ -81,8 +81,8 @@ BACKENDS: dict[str, Backend] = {
             "openface-test",
             ("openface-test", "timm", "numpy", "opencv-python", "torch"),
             (10, 11),
-            "none stated in the package (its RetinaFace part: MIT); ask its authors, CMU's MultiComp Lab, before any use "
-            "beyond research",
+            "none stated in its package (RetinaFace part: MIT); ask its authors, CMU's MultiComp Lab, before other use "
+            "than research",
             lambda folder: f"{scripts(folder) / 'openface'} download --output {weights_folder('openface3')}",
         ),
         Backend(

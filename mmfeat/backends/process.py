@@ -155,7 +155,12 @@ class _Process:
                 pipe.close()
 
     def hello(self, settings: dict[str, Any], probe: bool = False) -> Message:
-        fields = {"protocol": PROTOCOL, "settings": settings, "packages": self._backend.packages, "probe": probe}
+        fields: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "settings": settings,
+            "packages": self._backend.packages,
+            "probe": probe,
+        }
         with self._within(self._backend.start_seconds, "to start"):
             self._send("hello", **fields)
             ready = self._receive("ready", "while it started")

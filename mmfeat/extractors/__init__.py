@@ -2,7 +2,7 @@
 
 An extractor is a class made from its config; making it loads its models, calling it computes:
 
-* vision: `(Iterable[Frame]) -> Track`
+* vision: `(Iterable[Frame]) -> Track`; registered with `by_clip`, `(Iterable[Frame], Clip) -> Track`
 * audio:  `(Waveform) -> Track`
 * text:   `(str) -> Wordpieces`
 
@@ -16,11 +16,12 @@ from typing import Any
 
 from pydantic import Field
 
-from mmfeat.registry import Config, Entry, MissingBackendError, Registered, Registry
+from mmfeat.registry import Config, Entry, MissingBackendError, Program, Registered, Registry
 
 __all__ = [
     "BROKEN",
     "ENTRIES",
+    "OPENFACE",
     "Config",
     "Entry",
     "MissingBackendError",
@@ -36,6 +37,14 @@ class TextConfig(Config):
 
     max_wordpieces: int = Field(50, ge=3, description="longer transcripts are cut to this length; [SEP] is kept")
 
+
+OPENFACE = Program(
+    "FeatureExtraction",
+    "OPENFACE_DIR",
+    ("", "bin", "build/bin"),
+    "build OpenFace 2 (https://github.com/TadasBaltrusaitis/OpenFace/wiki) and set OPENFACE_DIR to its folder, or "
+    "`docker pull algebr/openface` and set `container`, or set `csv_folder` where its CSV files exist",
+)
 
 _registry = Registry(
     "extractor",
@@ -66,6 +75,23 @@ _registry = Registry(
             "Apache-2.0 (code and face models); each encoder has its own",
             ("timm", "torch", "ai_edge_litert", "cv2"),
             "pip install 'mmfeat[timm]'",
+        ),
+        Entry(
+            "mediapipe",
+            "vision",
+            "mmfeat.extractors.vision_mediapipe",
+            "MediaPipe's FaceLandmarker: head pose, 68 or 478 points, 52 blendshapes",
+            "Apache-2.0 (code and model)",
+            install="mmfeat backends install mediapipe",
+            backend="mediapipe",
+        ),
+        Entry(
+            "openface2",
+            "vision",
+            "mmfeat.extractors.vision_openface2",
+            "OpenFace 2 itself, or CSV files that it wrote: 709 columns of gaze, pose, landmarks, shape, action units",
+            "OpenFace's own: academic, non-commercial",
+            program=OPENFACE,
         ),
         Entry(
             "librosa",

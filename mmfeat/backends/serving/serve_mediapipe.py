@@ -8,23 +8,21 @@ import numpy as np
 from server import MissingError, serve
 
 POINTS = 478
-BLENDSHAPES = 52
-_MESH, _MATRIX = POINTS * 3, 16
 
 
 class FaceLandmarker:
-    names = (
-        *(f"mesh_{axis}_{point}" for axis in "xyz" for point in range(POINTS)),
-        *(f"matrix_{row}_{column}" for row in range(4) for column in range(4)),
-        *(f"blendshape_{k}" for k in range(BLENDSHAPES)),
-    )
-
     @staticmethod
     def load() -> None:
         import mediapipe.tasks.python.vision  # noqa: F401
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
+        self.names = (
+            *("width", "height"),
+            *(f"mesh_{axis}_{point}" for axis in "xyz" for point in range(POINTS)),
+            *(f"matrix_{row}_{column}" for row in range(4) for column in range(4)),
+            *(f"blendshape_{name}" for name in settings["blendshapes"]),
+        )
         self._landmarker: Any = None
         self._rows: list[np.ndarray] = []
         try:
@@ -69,8 +67,11 @@ class FaceLandmarker:
         meshes = [points * (width, height, width) for points in faces]
         largest = int(np.argmax([np.ptp(mesh[:, 0]) * np.ptp(mesh[:, 1]) for mesh in meshes]))
         matrix = np.asarray(found.facial_transformation_matrixes[largest])
-        shapes = [shape.score for shape in found.face_blendshapes[largest]]
-        self._rows.append(np.concatenate([meshes[largest].T.ravel(), matrix.ravel(), shapes]))
+        shapes = found.face_blendshapes[largest]
+        if [shape.category_name for shape in shapes] != self._settings["blendshapes"]:
+            raise ValueError(f"{self._settings['model']} gives other blendshapes than MediaPipe's 52")
+        scores = [shape.score for shape in shapes]
+        self._rows.append(np.concatenate([(width, height), meshes[largest].T.ravel(), matrix.ravel(), scores]))
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         rows = np.array(self._rows).reshape(-1, len(self.names))

@@ -52,7 +52,7 @@ def serve(backend: type[Backend]) -> None:
         _serve(backend, requests, answers)
     except (BrokenPipeError, WireError):
         sys.exit(1)  # mmfeat has gone
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, mmfeat shall be told
         traceback.print_exc()
         kind = "missing" if isinstance(error, MissingError) else "failed"
         said = str(error) if kind == "missing" else f"{type(error).__name__}: {error}"

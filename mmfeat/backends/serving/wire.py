@@ -38,7 +38,7 @@ def send(stream: BinaryIO, kind: str, array: np.ndarray | None = None, **fields:
     if array is not None:
         array = np.ascontiguousarray(array)
         header |= {"dtype": array.dtype.str, "shape": list(array.shape)}
-        body = memoryview(array.reshape(-1).view(np.uint8)) if array.size else body
+        body = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else body
     text = json.dumps(header).encode()
     _write(stream, memoryview(_PREFIX.pack(_MAGIC, len(text), len(body)) + text))
     _write(stream, body)
