@@ -169,9 +169,8 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
     shards: dict[str, Shard] = {}
     with open_media(clip.path, clip.start, clip.end) as media:
         if "vision" in parts:
-            shards["vision"] = _guarded(lambda: _vision(media, recipe, timings))
-        else:
-            media.skip_video()
+            shards["vision"] = _guarded(lambda: _vision(media, clip, recipe, timings))
+        media.skip_video()  # where nobody asked for pictures
         try:
             with _timed(timings, "decode"):
                 sound = media.waveform()
@@ -183,7 +182,8 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
             shards["words"] = _guarded(lambda: _words(sound, clip, recipe, timings))
         if media.damage:
             shards = {part: _damaged(shard, media.damage) for part, shard in shards.items()}
-        return {part: replace(shard, seconds=media.seconds) for part, shard in shards.items()}
+        seconds = max([media.seconds, *(shard.seconds for shard in shards.values())])
+        return {part: replace(shard, seconds=seconds) for part, shard in shards.items()}
 
 
 def _guarded(compute: Any) -> Shard:
@@ -206,15 +206,17 @@ def _damaged(shard: Shard, damage: str) -> Shard:
     return replace(shard, status="+".join(states), reason="; ".join(filter(None, (shard.reason, damage))))
 
 
-def _vision(media: Media, recipe: Recipe, timings: Timings) -> Shard:
+def _vision(media: Media, clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
     extractor = loaded("vision", recipe)
     began, decoding = time.perf_counter(), timings.get("decode", 0.0)
-    track = extractor(_timed_frames(media.frames(), timings))
+    frames = _timed_frames(media.frames(), timings)
+    track = extractor(frames, clip) if recipe.registered("vision").by_clip else extractor(frames)
     spent = time.perf_counter() - began
     timings["vision"] = spent - (timings.get("decode", 0.0) - decoding)
     if not len(track):
         return _track_shard(track, "no_video", "no picture could be decoded" if media.has_video else "")
-    return _track_shard(track, "ok" if track.valid.any() else "no_face")
+    shard = _track_shard(track, "ok" if track.valid.any() else "no_face")
+    return replace(shard, seconds=float(track.times[-1, 1]))  # pictures that were not decoded have a length too
 
 
 def _audio(sound: Waveform | None, recipe: Recipe, timings: Timings) -> Shard:

@@ -6,6 +6,7 @@ file. A missing audio or video stream is a state; only a file in which nothing c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -149,8 +150,26 @@ class Media:
         return max(self.video_seconds, self._sound.seconds)
 
     def skip_video(self) -> None:
-        """Decode sound only; `frames()` then gives nothing."""
-        self._video = None
+        """Decode sound only; `frames()` then gives nothing. Without effect once decoding has begun."""
+        if inspect.getgeneratorstate(self._decoder) == inspect.GEN_CREATED:
+            self._video = None
+
+    def picture_times(self) -> list[float]:
+        """When each picture is shown, in seconds from the start of the file, undecoded; empty without video.
+
+        The file is read to its end for it, so nothing can be decoded afterwards.
+        """
+        if self._video is None:
+            return []
+        times = []
+        try:
+            for packet in self._container.demux(self._video):
+                shown = packet.dts if packet.pts is None else packet.pts
+                if shown is not None and packet.size and not packet.is_discard:
+                    times.append(float(shown * Fraction(packet.time_base)) - self._origin + self._start)
+        except (av.error.FFmpegError, OSError):
+            pass  # what comes before the damage is shown all the same
+        return sorted({time for time in times if time >= 0})
 
     def frames(self) -> Iterator[Frame]:
         """The clip's pictures in order of time. The sound is decoded on the way."""

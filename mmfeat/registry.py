@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mmfeat.corpus import Clip
 
 
@@ -34,6 +35,34 @@ class MissingBackendError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Program:
+    """A program of other makers. A part may do without it, by its settings."""
+
+    name: str
+    variable: str
+    """Environment variable that names the folder it lies in; without it, the PATH is searched."""
+    folders: tuple[str, ...]
+    """Below that folder, those that it may lie in."""
+    install: str
+
+    def find(self) -> Path | None:
+        if (folder := os.environ.get(self.variable)) is None:
+            found = shutil.which(self.name)
+        else:
+            places = [Path(folder).expanduser() / below for below in self.folders]
+            found = shutil.which(self.name, path=os.pathsep.join(map(str, places)))
+        return Path(found).absolute() if found else None
+
+    def missing(self) -> str:
+        """That it is not there, and how to get it; empty where it is."""
+        if self.find():
+            return ""
+        folder = os.environ.get(self.variable)
+        where = f"on the PATH, and {self.variable} is not set" if folder is None else f"in {self.variable}={folder}"
+        return f"{self.name}, which is not {where}: {self.install}"
+
+
+@dataclass(frozen=True)
 class Entry:
     """What is known of a part without importing it."""
 
@@ -50,6 +79,8 @@ class Entry:
     """ISO 639-1 codes; empty: any."""
     backend: str = ""
     """The environment of its own that it runs in; see `mmfeat.backends`."""
+    program: Program | None = None
+    """What most of its configs run."""
     distribution: str = ""
     """Name and version of the distribution that brings it; empty for what comes with mmfeat. Set by mmfeat."""
 

@@ -79,8 +79,10 @@ def _backends() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _state(entry: Any) -> str:
-    missing = entry.missing()
-    return f"missing {', '.join(missing)}: {entry.install}" if missing else "ready"
+    if missing := entry.missing():
+        return f"missing {', '.join(missing)}: {entry.install}"
+    program = entry.program.missing() if entry.program else ""
+    return f"missing {program}" if program else "ready"
 
 
 def _models() -> Iterator[tuple[str, str]]:
