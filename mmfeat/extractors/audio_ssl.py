@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from mmfeat import models
@@ -21,7 +22,10 @@ class SslConfig(Config):
         -1, description="hidden layer, -1 is the last, 0 what enters the first; of several, their mean"
     )
     chunk_seconds: float = Field(
-        30.0, gt=1, le=600, description="longer sound goes through in pieces of this length; Whisper hears at most 30"
+        30.0,
+        gt=1,
+        le=600,
+        description="longer sound goes through in pieces of this length; for Whisper always 30 in all",
     )
     context_seconds: float = Field(
         3.0, ge=0, le=10, description="seconds that a piece hears on both sides in addition, and forgets"
@@ -38,14 +42,15 @@ class Ssl:
     mel spectrogram. Only pieces of equal length go through together, so that nothing is ever padded, except to the
     30 seconds that Whisper always hears; rows of its padding are cut off.
 
-    Attention and group norms see a whole piece: a clip longer than `chunk_seconds` differs from what it would give at
-    once, most at the seams, which `context_seconds` is for.
+    A clip longer than `chunk_seconds` goes through in pieces. The convolutions give the same as for the whole clip,
+    also where a group norm takes statistics over time: those are the clip's. Attention sees one piece, with
+    `context_seconds` more on both sides; Whisper takes each piece for the beginning of a recording.
     """
 
     def __init__(self, config: SslConfig):
         # Imported here, so that a client that only needs the config does not load a gigabyte of libraries.
         import torch
-        from transformers import AutoFeatureExtractor, AutoModel
+        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -53,6 +58,13 @@ class Ssl:
         self._torch = torch
         folder = models.resolve(config.model)
         try:
+            known = AutoConfig.from_pretrained(folder, local_files_only=True)
+            self._is_whisper = known.model_type == "whisper"
+            if not self._is_whisper and not hasattr(known, "conv_stride"):
+                raise MissingBackendError(
+                    f"{config.model} does not hear raw sound ({known.model_type}): choose a wav2vec2, HuBERT, WavLM or "
+                    "Whisper model"
+                )
             self._prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             model, loading = AutoModel.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -60,24 +72,18 @@ class Ssl:
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MissingBackendError(f"{config.model} is no speech encoder with its preprocessor: {reason}") from None
-        known = model.config
-        self._is_whisper = known.model_type == "whisper"
         if self._is_whisper:
             self._model, layers = model.get_encoder().eval(), known.encoder_layers
             stride = 2 * self._prepare.hop_length  # its second convolution leaves out every other spectrum
             self._rhythm = Rhythm.of([stride], [stride])
-        elif hasattr(known, "conv_stride") and model.main_input_name == "input_values":
+        else:
             self._model, layers = model.eval(), known.num_hidden_layers
             self._rhythm = Rhythm.of(known.conv_kernel, known.conv_stride)
-        else:
-            raise MissingBackendError(
-                f"{config.model} does not hear raw sound ({known.model_type}): choose a wav2vec2, HuBERT, WavLM or "
-                "Whisper model"
-            )
         # What masks are made of in training may lack; other weights would be drawn at random.
         if lacking := sorted(key for key in loading["missing_keys"] if "masked_spec_embed" not in key):
             raise MissingBackendError(f"the files of {config.model} hold no weights for {', '.join(lacking[:3])}")
         self._layers = _chosen(config, layers)
+        self._clip_norm = None if self._is_whisper else _ClipNorm.of(self._model.feature_extractor.conv_layers[0])
         self._rate: int = self._prepare.sampling_rate
         self.names = tuple(f"hidden_{k}" for k in range(known.hidden_size))
 
@@ -88,6 +94,8 @@ class Ssl:
         samples = waveform.at(self._rate).samples
         samples = self._prepared(samples if len(samples) else np.zeros(1, np.float32))  # a sample at a high rate
         frames = self._rhythm.frames(len(samples))
+        if self._clip_norm:
+            self._clip_norm.listen(samples)
         values = np.concatenate(list(self._states(samples, frames)))
         starts = np.arange(frames) * self._rhythm.stride + self._lead
         times = np.stack([starts, starts + self._rhythm.stride], axis=1) / self._rate
@@ -125,7 +133,7 @@ class Ssl:
         if not self._is_whisper:
             return core, side
         longest = self._prepare.n_samples // self._rhythm.stride
-        return (longest, 0) if frames <= min(core, longest) else (min(core, longest - 2 * side), side)
+        return (longest, 0) if frames <= longest else (longest - 2 * side, side)
 
     def _hidden(self, pieces: list[Floats]) -> Floats:
         """The chosen layer for pieces of equal length, shape (pieces, frames, D)."""
@@ -135,9 +143,51 @@ class Ssl:
             prepared = self._torch.from_numpy(np.stack(pieces))
         with self._torch.inference_mode():
             output = self._model(prepared, output_hidden_states=True)
+        if not self._is_whisper and output.last_hidden_state.shape[1] != self._rhythm.frames(len(pieces[0])):
+            raise MissingBackendError(f"{self.config.model} gives other frames than its convolutions say")
         # The last layer is the one that the model gives: some norm it once more.
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         return (sum(states[layer] for layer in self._layers) / len(self._layers)).numpy().astype(np.float32)
+
+
+class _ClipNorm:
+    """A group norm after the first convolution that takes its statistics from the whole clip, not from a piece of it.
+
+    They follow from the sound without running the convolution: over all places, a channel with weights w has the mean
+    w·E[x] and the second moment wᵀE[xxᵀ]w, x being the samples under the kernel.
+    """
+
+    def __init__(self, convolution: Any, norm: Any):
+        self._weights: NDArray[np.float64] = convolution.weight.detach().double().numpy()[:, 0]
+        self._bias = 0.0 if convolution.bias is None else convolution.bias.detach().double().numpy()
+        self._stride: int = convolution.stride[0]
+        self._mean = self._variance = norm.weight
+        norm.register_forward_hook(self._apply)
+
+    @classmethod
+    def of(cls, first: Any) -> _ClipNorm | None:
+        """For a model's first layer of convolution; None where that has no norm over time."""
+        norm = getattr(first, "layer_norm", None)
+        return cls(first.conv, norm) if type(norm).__name__ == "GroupNorm" else None
+
+    def listen(self, samples: Floats) -> None:
+        """Take the statistics of a clip."""
+        width = self._weights.shape[1]
+        places = np.lib.stride_tricks.sliding_window_view(samples, width)[:: self._stride]
+        total, moment = np.zeros(width), np.zeros((width, width))
+        for first in range(0, len(places), 1 << 16):
+            some = places[first : first + (1 << 16)].astype(np.float64)
+            total += some.sum(axis=0)
+            moment += some.T @ some
+        mean = self._weights @ (total / len(places))
+        power = np.einsum("ck,kl,cl->c", self._weights, moment / len(places), self._weights)
+        variance = np.maximum(power - mean**2, 0)
+        self._mean, self._variance = (self._mean.new_tensor(v)[:, None] for v in (mean + self._bias, variance))
+
+    def _apply(self, norm: Any, inputs: tuple[Any, ...], _: Any) -> Any:
+        """In place of the norm's own output, shape (B, C, T)."""
+        normed = (inputs[0] - self._mean) / (self._variance + norm.eps).sqrt()
+        return normed * norm.weight[:, None] + norm.bias[:, None]
 
 
 def _chosen(config: SslConfig, layers: int) -> tuple[int, ...]:
