@@ -61,7 +61,7 @@ def test_a_face_that_comes_back_soon_keeps_its_identity() -> None:
     nets.at = [5]
     assert identities(follow) == [0]
     nets.at = []
-    assert [identities(follow) for _ in range(40)] == [[]] * 40
+    assert [identities(follow) for _ in range(60)] == [[]] * 60
     nets.at = [5]
     assert identities(follow) == [1]
 

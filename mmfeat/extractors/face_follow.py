@@ -1,15 +1,22 @@
-"""Faces followed through a clip: found by BlazeFace, then carried from frame to frame by their own mesh."""
+"""Faces followed through a clip: found by BlazeFace, then carried from frame to frame by their own mesh.
+
+Each keeps its identity while it is in the picture, and when it comes back within seconds and looks the same. A cut in
+the footage ends all of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmfeat.extractors.face_looks import apart, looks
 from mmfeat.extractors.face_nets import Detection, FaceNets, Image, Region, overlap
 from mmfeat.extractors.face_points import LEFT_LIDS, RIGHT_LIDS
+from mmfeat.extractors.shot_cuts import ShotCuts
 
 Floats = NDArray[np.float32]
 
@@ -20,10 +27,20 @@ to either side. Faces keep theirs however the head is held; what merely looks li
 loses it in one of the two."""
 _SAME = 0.3
 """Boxes that overlap by more are one face."""
-_REMEMBERED = 30
-"""Frames for which a face that is gone may come back under its identity."""
 _ZOOM_EVERY = 10
 """Faces too small for BlazeFace in the whole picture are looked for in every n-th frame without a face."""
+_SEEK_EVERY = 5
+"""Frames between looking for a face that is gone."""
+_CUT, _DOUBT = 0.5, 0.08
+"""Shares of the picture that are new where one shot meets the next, and where that is asked of the faces."""
+_ALIKE, _UNLIKE = 0.6, 1.0
+"""How far apart the looks of one person may be, see `looks`, and how far where the place speaks for that person."""
+_CHANGED = 0.4
+"""… and how far from one frame to the next where much of the picture is new."""
+_JUMP = 0.3
+"""A face that moves by more than this share of its size beyond what it was about to do is looked at closely."""
+_PORTRAITS = 5
+"""Looks that are kept of a face, one every `detect_every` frames: people turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,83 +63,187 @@ class Seen:
         return float((right - left) * (bottom - top))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Followed:
     identity: int
     region: Region
     box: Floats
-    last: int
-    """Index of the frame in which it was last seen."""
+    time: float
+    """When it was last seen, in seconds."""
+    motion: tuple[float, float] = (0.0, 0.0)
+    """Pixels from the frame before."""
+    portraits: deque[Floats] = field(default_factory=lambda: deque(maxlen=_PORTRAITS))
+    portrayed: int = 0
+    """Index of the frame of the last portrait."""
+
+    def unlike(self, portrait: Floats) -> float:
+        """How far a face is from what this one looked like."""
+        return min((apart(portrait, other) for other in self.portraits), default=0.0)
+
+    def leap(self, region: Region) -> float:
+        """How far a place is from where the face was about to be, in sizes of the face."""
+        x, y = self.region.x + self.motion[0], self.region.y + self.motion[1]
+        return float(np.hypot(region.x - x, region.y - y)) / min(region.side, self.region.side)
+
+    def move(self, region: Region, box: Floats, time: float) -> None:
+        self.motion = region.x - self.region.x, region.y - self.region.y
+        self.region, self.box, self.time = region, box, time
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """Where a followed face may be in this frame."""
+
+    face: _Followed
+    mesh: Floats
+    box: Floats
+    region: Region
 
 
 class FaceFollower:
-    """Follows the faces of one clip; call it with one frame after another."""
+    """Follows the faces of one clip; call it with one frame after another.
+
+    `memory` is how many seconds a face may be hidden and still be the same.
+    """
 
     def __init__(
-        self, nets: FaceNets, max_faces: int, detect_every: int, detection: float, presence: float, eyes: bool
+        self,
+        nets: FaceNets,
+        max_faces: int,
+        detect_every: int,
+        detection: float,
+        presence: float,
+        eyes: bool,
+        memory: float = 2.0,
     ):
         self._nets = nets
         self._max_faces, self._detect_every = max_faces, detect_every
         self._detection, self._presence, self._eyes = detection, presence, eyes
+        self._memory = memory
+        self._new = ShotCuts()
         self._followed: list[_Followed] = []
         self._gone: list[_Followed] = []
         self._frame = -1
         self._faceless = 0
         self._identities = 0
 
-    def __call__(self, image: Image) -> list[Seen]:
-        """The faces in the next frame, none twice."""
+    def __call__(self, image: Image, time: float | None = None) -> list[Seen]:
+        """The faces in the next frame, none twice. It is shown from `time` on; without it, 25 frames make a second."""
         self._frame += 1
-        seen: list[Seen] = []
-        lost = 0
-        for face in list(self._followed):
-            lost += not self._look(image, face, seen, self._presence)
-        if not seen or lost or self._frame % self._detect_every == 0:
-            self._meet_all(image, self._nets.detect(image, self._detection), seen)
+        time = self._frame / 25 if time is None else time
+        self._gone = [face for face in self._gone if time - face.time <= self._memory]
+        before = len(self._followed)
+        seen = [self._keep(image, look, time) for look in self._look_again(image)]
+        every = min(_SEEK_EVERY, self._detect_every) if self._gone else self._detect_every
+        if not seen or len(seen) < before or self._frame % every == 0:
+            self._meet_all(image, self._nets.detect(image, self._detection), seen, time)
         if not seen and self._faceless % _ZOOM_EVERY == 0:
             windows = _windows(image.shape[1], image.shape[0])
-            found = [self._nets.detect(image, self._detection, window) for window in windows]
-            self._meet_all(image, list(chain.from_iterable(found)), seen)
+            zoomed = [self._nets.detect(image, self._detection, window) for window in windows]
+            self._meet_all(image, list(chain.from_iterable(zoomed)), seen, time)
         self._faceless = 0 if seen else self._faceless + 1
         return seen
 
-    def _meet_all(self, image: Image, detections: list[Detection], seen: list[Seen]) -> None:
+    def _look_again(self, image: Image) -> list[_Look]:
+        """The followed faces that are still there; the others are gone, after a cut for good."""
+        new = self._new(image)
+        if new >= _CUT:
+            self._forget()
+        found: list[_Look] = []
+        for face in self._followed:
+            mesh, score = self._nets.mesh(image, face.region)
+            if score >= self._presence and np.isfinite(mesh).all():
+                found.append(_Look(face, mesh, _box(mesh), _region(mesh)))
+        if new >= _DOUBT and found and all(look.face.unlike(looks(image, look.region)) > _CHANGED for look in found):
+            self._forget()
+            return []
+        found = [look for look in found if self._is_itself(image, look)]
+        found = self._without_doubles(image, found)
+        self._gone += [face for face in self._followed if face not in {look.face for look in found}]
+        self._followed = [look.face for look in found]
+        return found
+
+    def _forget(self) -> None:
+        self._followed, self._gone, self._faceless = [], [], 0
+
+    def _is_itself(self, image: Image, look: _Look) -> bool:
+        """Whether a mesh still sits on the face that it followed, and did not slip to somebody else's close by."""
+        leapt = look.face.leap(look.region) > _JUMP
+        if not leapt and self._frame - look.face.portrayed < self._detect_every:
+            return True
+        portrait = looks(image, look.region)
+        others = [face for face in self._followed + self._gone if face is not look.face]
+        if leapt:
+            rivals = min((face.unlike(portrait) for face in others), default=_UNLIKE)
+            return look.face.unlike(portrait) < min(rivals, _UNLIKE)
+        if any(_is_beside(look.region, face.region) for face in others):
+            return True  # a portrait would show them both
+        if look.face.unlike(portrait) > _UNLIKE:
+            return False
+        look.face.portraits.append(portrait)
+        look.face.portrayed = self._frame
+        return True
+
+    def _without_doubles(self, image: Image, found: list[_Look]) -> list[_Look]:
+        """Where one person hides another, both meshes end on the one in front: it stays with whom it belongs to."""
+        kept: list[_Look] = []
+        for look in found:
+            other = next((other for other in kept if overlap(look.box, other.box[None])[0] > _SAME), None)
+            if other is None:
+                kept.append(look)
+            elif self._strangeness(image, look) < self._strangeness(image, other):
+                kept[kept.index(other)] = look
+        return kept
+
+    @staticmethod
+    def _strangeness(image: Image, look: _Look) -> float:
+        return look.face.unlike(looks(image, look.region)) + look.face.leap(look.region)
+
+    def _keep(self, image: Image, look: _Look, time: float) -> Seen:
+        look.face.move(look.region, look.box, time)
+        return Seen(look.face.identity, *self._with_eyes(image, look.mesh))
+
+    def _meet_all(self, image: Image, detections: list[Detection], seen: list[Seen], time: float) -> None:
         """The largest first."""
         for detection in sorted(detections, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2]))):
             if len(seen) < self._max_faces and not _known(detection.box, seen):
-                self._meet(image, detection, seen)
+                self._meet(image, detection, seen, time)
 
-    def _meet(self, image: Image, detection: Detection, seen: list[Seen]) -> None:
+    def _meet(self, image: Image, detection: Detection, seen: list[Seen], time: float) -> None:
         mesh, presence = self._nets.mesh(image, detection.region)
         if presence < self._presence or not np.isfinite(mesh).all() or not self._is_face(image, _region(mesh)):
             return
-        self._gone = [face for face in self._gone if self._frame - face.last <= _REMEMBERED]
-        old = next((face for face in self._gone if overlap(detection.box, face.box[None])[0] > _SAME), None)
-        face = old or _Followed(self._identities, _region(mesh), detection.box, self._frame)
-        face.region = _region(mesh)
-        if self._look(image, face, seen, self._presence):
-            self._followed.append(face)
-            if old:
-                self._gone.remove(old)
-            else:
-                self._identities += 1
+        mesh, presence = self._nets.mesh(image, _region(mesh))
+        if presence < self._presence or not np.isfinite(mesh).all() or _known(_box(mesh), seen):
+            return
+        region, portrait = _region(mesh), looks(image, _region(mesh))
+        face = self._recognised(region, portrait, time)
+        if face is None:
+            face = _Followed(self._identities, region, _box(mesh), time)
+            self._identities += 1
+        face.portraits.append(portrait)
+        face.portrayed = self._frame
+        face.move(region, _box(mesh), time)
+        face.motion = 0.0, 0.0
+        self._followed.append(face)
+        seen.append(Seen(face.identity, *self._with_eyes(image, mesh)))
 
     def _is_face(self, image: Image, region: Region) -> bool:
         tilted = (replace(region, angle=region.angle + turn) for turn in (-_TILT, _TILT))
         return all(self._nets.mesh(image, look)[1] >= max(self._presence, _MET) for look in tilted)
 
-    def _look(self, image: Image, face: _Followed, seen: list[Seen], presence: float) -> bool:
-        """Fit the mesh where the face should be; False where it is not, or is one already seen in this frame."""
-        mesh, score = self._nets.mesh(image, face.region)
-        box = _box(mesh)
-        if score < presence or not np.isfinite(mesh).all() or _known(box, seen):
-            if face in self._followed:
-                self._followed.remove(face)
-                self._gone.append(face)
-            return False
-        face.region, face.box, face.last = _region(mesh), box, self._frame
-        seen.append(Seen(face.identity, *self._with_eyes(image, mesh)))
-        return True
+    def _recognised(self, region: Region, portrait: Floats, time: float) -> _Followed | None:
+        """The face that was gone and is here again: of those within reach, the one that looks most like it."""
+        near = [face for face in self._gone if _can_be_reached(face, region, time)]
+        face = min(near, key=lambda face: face.unlike(portrait), default=None)
+        if face is None:
+            return None
+        crowd = [other for other in self._followed if _is_beside(region, other.region)]
+        limit = max(_UNLIKE, *(other.unlike(portrait) for other in crowd)) if crowd else _ALIKE
+        if face.unlike(portrait) > limit:
+            return None
+        self._gone.remove(face)
+        return face
 
     def _with_eyes(self, image: Image, mesh: Floats) -> tuple[Floats, Floats]:
         iris = np.stack([mesh[[33, 133], :2].mean(axis=0), mesh[[263, 362], :2].mean(axis=0)])
@@ -132,6 +253,18 @@ class FaceFollower:
                 points, irises = self._nets.eye(image, mesh[lids[0]], mesh[lids[8]], is_left=bool(side))
                 mesh[lids, :2], iris[side] = points, irises[0]
         return mesh, iris
+
+
+def _is_beside(one: Region, other: Region) -> bool:
+    """Whether what is cut out of the picture for one face shows some of the other."""
+    return float(np.hypot(one.x - other.x, one.y - other.y)) < 0.5 * (one.side + other.side)
+
+
+def _can_be_reached(face: _Followed, region: Region, time: float) -> bool:
+    """Heads move by a few of their sizes a second, and grow or shrink by half at most while they are gone."""
+    size = max(face.region.side, region.side)
+    away = float(np.hypot(region.x - face.region.x, region.y - face.region.y)) / size
+    return away < 1 + 3 * (time - face.time) and 0.5 < region.side / face.region.side < 2
 
 
 def _box(mesh: Floats) -> Floats:

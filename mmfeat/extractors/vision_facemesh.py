@@ -64,7 +64,7 @@ class FacemeshConfig(Config):
         return columns
 
 
-@register("facemesh", FacemeshConfig, version=2, models=lambda config: NETS)
+@register("facemesh", FacemeshConfig, version=3, models=lambda config: NETS)
 class Facemesh:
     """Raises MissingModelError where the nets were not pulled."""
 
