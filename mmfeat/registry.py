@@ -58,8 +58,8 @@ class Program:
         if self.find():
             return ""
         folder = os.environ.get(self.variable)
-        where = f"on the PATH, and {self.variable} is not set" if folder is None else f"in {self.variable}={folder}"
-        return f"{self.name}, which is not {where}: {self.install}"
+        where = f"on the PATH, {self.variable} not set" if folder is None else f"in {self.variable}={folder}"
+        return f"{self.name} (not {where}): {self.install}"
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,7 @@ OPENFACE = Program(
     "FeatureExtraction",
     "OPENFACE_DIR",
     ("", "bin", "build/bin"),
-    "build OpenFace 2 (https://github.com/TadasBaltrusaitis/OpenFace/wiki) and set OPENFACE_DIR to its folder, or "
-    "`docker pull algebr/openface` and set `container`, or set `csv_folder` where its CSV files exist",
+    "docker pull algebr/openface, and set `container`; or build OpenFace 2",
 )
 
 _registry = Registry(
@@ -128,6 +127,13 @@ _registry = Registry(
             "Apache-2.0 (code); each model has its own",
             ("transformers", "torch"),
             "pip install transformers torch",
+        ),
+        Entry(
+            "glove",
+            "text",
+            "mmfeat.extractors.text_glove",
+            "one vector per word from a text file of GloVe, word2vec or fastText vectors",
+            "MIT; GloVe's vectors PDDL",
         ),
     ),
     group="mmfeat.extractors",

@@ -201,7 +201,11 @@ class Openface2:
 
     def _result(self, out: Path, spans: Spans, ended: Ended) -> Track:
         """Its exit status says little, being 0 for most failures: what counts is a CSV with a row for each picture."""
-        how = f"OpenFace ended with status {ended.status}"
+        assert ended.status is not None
+        signal = ended.status < 0
+        how = (
+            f"OpenFace was killed by signal {-ended.status}" if signal else f"OpenFace ended with status {ended.status}"
+        )
         files = sorted(out.rglob("*.csv"))
         if len(files) != 1:
             raise OpenfaceError(f"{how} and {len(files) or 'no'} CSV files{_said(ended)}")
@@ -242,7 +246,9 @@ def _command(config: Openface2Config) -> tuple[str, ...]:
             raise MissingBackendError(f"extractor 'openface2': binary {path} is not a program")
         return (str(path),)
     if not (found := OPENFACE.find()):
-        raise MissingBackendError(f"extractor 'openface2' needs {OPENFACE.missing()}")
+        raise MissingBackendError(
+            f"extractor 'openface2' needs {OPENFACE.missing()}; or set `csv_folder` to its CSV files"
+        )
     return (str(found),)
 
 
@@ -253,16 +259,18 @@ def _copy(frames: Iterable[Frame], path: Path) -> Spans:
     """
     spans: list[tuple[float, float]] = []
     with av.open(str(path), "w") as container:
-        stream = None
+        stream: Any = None
+        step = Fraction(1)
         for frame in frames:
             if stream is None:
                 rate = Fraction(1 / max(frame.end - frame.start, 1e-3)).limit_denominator(1001)
+                step = 1 / rate
                 stream = container.add_stream("ffv1", rate=rate)
                 stream.height, stream.width = frame.image.shape[:2]
                 stream.pix_fmt, stream.thread_count = "bgr0", 1
             picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
             picture = picture.reformat(stream.width, stream.height, "bgr0")
-            picture.pts, picture.time_base = len(spans), 1 / stream.rate
+            picture.pts, picture.time_base = len(spans), step
             container.mux(stream.encode(picture))
             spans.append((frame.start, frame.end))
         if stream is not None:
@@ -316,8 +324,8 @@ def at_rate(track: Track, rate: float) -> Track:
     if not len(track):
         return track
     begin, end = track.times[0, 0], track.times[-1, 1]
-    starts = begin + np.arange(max(1, round((end - begin) * rate))) / rate
-    # A hair later, since a time that was rounded must not choose the row before.
+    # By a hundredth of a step, so that times that were rounded make neither a step more nor choose the row before.
+    starts = begin + np.arange(max(1, np.ceil((end - begin) * rate - 0.01))) / rate
     rows = np.searchsorted(track.times[:, 0], starts + 0.01 / rate, side="right") - 1
     times = np.stack([starts, np.minimum(starts + 1 / rate, end)], axis=1)
     return Track(times, track.values[rows], track.valid[rows], track.names)
