@@ -84,7 +84,15 @@ def text(folder: Path, words: str = "hello world what a lovely day") -> Path:
     return folder
 
 
+def vectors(path: Path) -> Path:
+    """A file of word vectors of 4 columns, as GloVe's are."""
+    words = ["what", "an", "a", "day", "!", ",", "do", "n't", "word", "hello", "你", "好"]
+    path.write_text("".join(f"{word} {k} {k / 10} -{k} 0.5\n" for k, word in enumerate(words, 1)), encoding="utf-8")
+    return path
+
+
 SETTINGS: dict[str, Any] = {
+    "glove": lambda folder: {"vectors": str(vectors(folder / "vectors.txt"))},
     "image": lambda folder: {"model": str(image("clip", folder / "clip")), "frame_rate": None},
     "ssl": lambda folder: {"model": str(speech("wavlm", folder / "wavlm"))},
 }

@@ -12,6 +12,7 @@ from mmfeat import models
 from mmfeat.extractors import MissingBackendError, register
 from mmfeat.extractors.face_crops import FaceCropConfig, Image, encode_faces
 from mmfeat.extractors.face_nets import NETS, FaceNets
+from mmfeat.extractors.hub import load_encoder
 from mmfeat.track import Floats, Frame, Track
 
 if TYPE_CHECKING:
@@ -55,10 +56,8 @@ class _Transformers:
         # Imported here, so that a client that only needs the config does not load a gigabyte of libraries.
         import torch
         import transformers
-        from transformers import AutoImageProcessor, AutoModel
-        from transformers.utils import logging
+        from transformers import AutoImageProcessor
 
-        logging.disable_progress_bar()
         folder = models.resolve(name)
         # Pillow's resizing, also where torchvision is installed: that one's differs in the last digits.
         pillow = {"backend": "pil"} if int(transformers.__version__.partition(".")[0]) >= 5 else {"use_fast": False}
@@ -66,11 +65,7 @@ class _Transformers:
             self._prepare = AutoImageProcessor.from_pretrained(folder, local_files_only=True, **pillow)
         except (OSError, ValueError, ImportError) as error:
             raise MissingBackendError(f"model {name!r} has no image processor that can be loaded: {error}") from error
-        model, loading = AutoModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-        _refuse_random(name, pooling, loading["missing_keys"])
-        model.eval()
+        model = load_encoder(name, needs_pooler=pooling == "pooler")
         self._model = getattr(model, "vision_model", model)  # of CLIP and its like, the tower that sees
         self._project = getattr(model, "visual_projection", None)
         self._name, self._pooling = name, pooling
@@ -107,11 +102,3 @@ class _Transformers:
             return 0
         patches = (pixels.shape[2] // patch) * (pixels.shape[3] // patch)
         return max(hidden.shape[1] - patches, 0)
-
-
-def _refuse_random(name: str, pooling: Pooling, missing: Iterable[str]) -> None:
-    """Weights that the files lack would be drawn at random; many ViT checkpoints lack the pooler."""
-    needed = sorted(key for key in missing if pooling == "pooler" or "pooler" not in key)
-    if needed:
-        hint = "; choose another `pooling`" if all("pooler" in key for key in needed) else ""
-        raise MissingBackendError(f"the files of model {name!r} hold no weights for {', '.join(needed[:3])}{hint}")
