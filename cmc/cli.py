@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cmc.commands import ablate, evaluate, exits, import_, plant, predict, train, tune
+from cmc.commands import ablate, compare, evaluate, exits, import_, plant, predict, train, tune
 from cmc.commands.features import accept_pickle
 from cmc.commands.flags import add_config_flags
 
-COMMANDS = (train, evaluate, predict, tune, ablate, import_, plant)
+COMMANDS = (train, evaluate, predict, tune, compare, ablate, import_, plant)
 
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 from mmfeat.dask_client import local, remote
 
 T = TypeVar("T")
+_one_at_a_time = Lock()
 
 
 class Pool(NamedTuple):
@@ -35,6 +37,17 @@ def pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
             yield Pool(executor, sum(client.nthreads().values()))
         finally:
             executor.shutdown(wait=False)
+
+
+@contextmanager
+def alone(threads: int) -> Iterator[None]:
+    """One training at a time in this process, with so many threads of torch: random states and thread counts are a
+    process's, and a cluster's worker may have many threads."""
+    import torch
+
+    with _one_at_a_time:
+        torch.set_num_threads(threads)
+        yield
 
 
 class _Here(Executor):

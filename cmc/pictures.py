@@ -151,6 +151,83 @@ def _pseudo_labels(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the PNGs of a summary that `cmc.compare` made: `comparison.png`, and `curve.png` of several shares."""
+    strategies = summary["strategies"]
+    wanted = {"comparison.png": _strategies}
+    if any(len(per_share) > 1 for per_share in strategies.values()):
+        wanted["curve.png"] = _curve
+    for name, make in wanted.items():
+        with atomic(folder / name) as path:
+            make(strategies).savefig(path, dpi=150, format="png", bbox_inches="tight")
+    return [folder / name for name in wanted]
+
+
+def _strategies(strategies: Mapping[str, Any]) -> Figure:
+    """Accuracy per strategy and group of clips; beside it the unimodal labels that are found, where they are known."""
+    largest = {name: per_share[max(per_share, key=float)] for name, per_share in strategies.items()}
+    found = {name: figures["recovered"] for name, figures in largest.items() if figures["recovered"]}
+    figure = _figure(5.5 if not found else 10, 1.6 + 0.5 * len(largest))
+    panels = figure.subplots(1, 2 if found else 1, squeeze=False)[0]
+    first = next(iter(largest.values()))
+    groups = {
+        f"test, {group}": [figures["test"][group]["accuracy"] for figures in largest.values()]
+        for group in first["test"]
+    }
+    groups |= {"validation": [figures["validation"]["accuracy"] for figures in largest.values()]}
+    _points(panels[0], list(largest), groups)
+    panels[0].set_xlabel("accuracy, %")
+    panels[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize="small", frameon=False)
+    if found:
+        modalities = next(iter(found.values()))
+        shown = {m: [per[m]["made"] for per in found.values()] for m in modalities if m != "mean"}
+        _points(panels[1], list(found), shown)
+        for m, color in zip(shown, _GROUPS, strict=False):
+            panels[1].axvline(100 * modalities[m]["copying"][0], color=color, linestyle=":", linewidth=1)
+        panels[1].set_xlabel("unimodal labels found, % (dotted: copying the clip's label)")
+        panels[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize="small", frameon=False)
+    figure.suptitle(f"Strategies, mean and standard deviation of {first['seeds']} seeds", fontsize="medium")
+    return figure
+
+
+_GROUPS = (_BLUE, _ORANGE, "#4b9b6e", _GREY)
+
+
+def _points(axes: Axes, rows: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """One row per name, one point with its spread per group."""
+    for k, (group, figures) in enumerate(groups.items()):
+        middle = np.arange(len(rows)) + 0.14 * (k - (len(groups) - 1) / 2)
+        mean, spread = 100 * np.array(figures).T
+        axes.errorbar(mean, middle, xerr=spread, fmt="o", markersize=4, color=_GROUPS[k], capsize=2, label=group)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#e5e5e5")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _curve(strategies: Mapping[str, Any]) -> Figure:
+    """Test accuracy over the share of labelled training clips, a line per strategy."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.add_subplot()
+    for k, (name, per_share) in enumerate(strategies.items()):
+        shares = sorted(per_share, key=float)
+        mean, spread = 100 * np.array([per_share[share]["test"]["overall"]["accuracy"] for share in shares]).T
+        x = 100 * np.array([float(share) for share in shares])
+        axes.errorbar(x, mean, yerr=spread, marker="o", markersize=4, capsize=2, color=f"C{k}", label=name)
+    shares = sorted({100 * float(share) for per_share in strategies.values() for share in per_share})
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{share:.3g}" for share in shares])
+    axes.minorticks_off()
+    axes.set(xlabel="training clips with a label, %", ylabel="test accuracy, %")
+    axes.grid(color="#e5e5e5")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
+    seeds = next(iter(next(iter(strategies.values())).values()))["seeds"]
+    axes.set_title(f"Learning curve, mean and standard deviation of {seeds} seeds", fontsize="medium")
+    return figure
+
+
 def _mean(value: float | Sequence[float]) -> float:
     """A figure, or its mean over seeds."""
     return value if isinstance(value, int | float) else value[0]

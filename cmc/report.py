@@ -242,5 +242,65 @@ def show_ablation(results: Mapping[str, list[dict[str, Any]]]) -> None:
         console.print(table)
 
 
+def show_comparison(summary: Mapping[str, Any]) -> None:
+    """The summary of a `cmc.compare.Comparison` as tables on stdout."""
+    console = Console()
+    largest = {name: max(per.items(), key=lambda item: float(item[0])) for name, per in summary["strategies"].items()}
+    one = next(iter(largest.values()))[1]
+    seeds = f"mean ± standard deviation of {one['seeds']} seeds" if one["seeds"] > 1 else "one seed"
+    share = max(float(share) for share, _ in largest.values())
+    labels = "" if share == 1 else f", {one['labelled']} training clips with a label"
+    console.print(f"Accuracy, {seeds}{labels}; CPU seconds per epoch of stage 1", highlight=False)
+    table = Table()
+    groups = [f"test\n{group}" for group in one["test"]]
+    for column in ("", "validation", *groups, "s/epoch"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, (_, figures) in largest.items():
+        tested = (_spread(group["accuracy"], figures["seeds"]) for group in figures["test"].values())
+        seconds = figures["cpu_seconds_per_epoch"].get("pretrain")
+        validation = _spread(figures["validation"]["accuracy"], figures["seeds"])
+        table.add_row(name, validation, *tested, number(seconds[0]) if seconds else "–")
+    console.print(table)
+    if recovered := {name: figures for name, (_, figures) in largest.items() if figures["recovered"]}:
+        console.print(
+            "True unimodal labels of the training clips that are found, and p against copying", highlight=False
+        )
+        table = Table()
+        first = next(iter(recovered.values()))["recovered"]
+        for column in ("", *first):
+            table.add_column(column, justify="right" if column else "left")
+        copying = (_spread(found["copying"], one["seeds"]) for found in first.values())
+        table.add_row("copying the clip's label", *copying)
+        for name, figures in recovered.items():
+            found = (f"{_spread(f['made'], figures['seeds'])}{_p(f['p'])}" for f in figures["recovered"].values())
+            table.add_row(name, *found)
+        console.print(table)
+    if any(len(per_share) > 1 for per_share in summary["strategies"].values()):
+        _show_curve(console, summary["strategies"])
+
+
+def _show_curve(console: Console, strategies: Mapping[str, Mapping[str, Any]]) -> None:
+    console.print("Test accuracy by the share of training clips that have a label", highlight=False)
+    shares = sorted({share for per_share in strategies.values() for share in per_share}, key=float)
+    table = Table()
+    for column in ("", *(f"{100 * float(share):.3g} %" for share in shares)):
+        table.add_column(column, justify="right" if column else "left")
+    for name, per in strategies.items():
+        cells = (_spread(per[s]["test"]["overall"]["accuracy"], per[s]["seeds"]) if s in per else "–" for s in shares)
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _spread(figure: Sequence[float], seeds: int) -> str:
+    """A mean and standard deviation in per cent; one run has no spread."""
+    return percent(list(figure) if seeds > 1 else figure[0])
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "\np < 0.001" if value < 0.001 else f"\np = {value:.3f}"
+
+
 def _two(accuracy: str, f1: str) -> str:
     return f"{accuracy}\n{f1}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmc.cluster import Pool
-from cmc.config import DivergedError
+from cmc.config import DivergedError, UsageError
 from cmc.training import Report, silent
 from mmfeat.files import atomic
 
@@ -59,9 +59,9 @@ def gather(
 ) -> Results:
     """Results of all `trainings`, out of `folder` or made now and stored there.
 
-    A row that diverges with any seed is left out: a mean over the other seeds would flatter it. With `workers`, as
-    many trainings as it has slots run at a time, and a line says when one is done. Ctrl-C drops what runs, and keeps
-    what is done.
+    A row that cannot be trained is left out; so is one that diverges with any seed: a mean over the others would
+    flatter it. With `workers`, as many trainings as it has slots run at a time, and a line says when one is done.
+    Ctrl-C drops what runs, and keeps what is done.
     """
     folder.mkdir(parents=True, exist_ok=True)  # what is wrong with it is said before anything is trained
     todo = list(trainings)
@@ -87,8 +87,8 @@ def _here(missing: list[Training], progress: Progress, left_out: dict[str, str])
         try:
             with progress(f"{training.row}, seed {training.seed}: ") as report:
                 result = training.train(report)
-        except DivergedError as error:
-            left_out[training.row] = f"seed {training.seed}: {error}"
+        except UsageError as error:
+            left_out[training.row] = _why(training, error)
             continue
         yield training, result
 
@@ -117,10 +117,14 @@ def _there(missing: list[Training], workers: Pool, left_out: dict[str, str]) -> 
         print(f"{done} of {len(missing)}: {training.row}, seed {training.seed}; {left:.0f} s left", file=sys.stderr)
         try:
             result = future.result()
-        except DivergedError as error:
-            left_out[training.row] = f"seed {training.seed}: {error}"
+        except UsageError as error:
+            left_out[training.row] = _why(training, error)
             continue
         yield training, result
+
+
+def _why(training: Training, error: UsageError) -> str:
+    return f"seed {training.seed}: {error}" if isinstance(error, DivergedError) else str(error)
 
 
 def digest(path: Path | None) -> str | None:

@@ -20,18 +20,16 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Literal
 
 import numpy as np
 import optuna
-import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
 from sqlalchemy.exc import DatabaseError
 
 from cmc.calibration import negative_log_likelihood
-from cmc.cluster import Pool
+from cmc.cluster import Pool, alone
 from cmc.config import Config, DivergedError, UsageError
 from cmc.evaluate import predict_split
 from cmc.metrics import class_metrics
@@ -45,7 +43,6 @@ Figure = Literal["nll", "accuracy", "f1"]
 BEST = "best.json"
 _STARTUP_TRIALS = 5
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-_one_at_a_time = Lock()
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,8 @@ class Goal:
 
 def validation_figures(features: Path, config: Config, threads: int) -> dict[str, float]:
     """Train once, in memory; the validation figures of the model that is kept; NaN where training diverges."""
-    # Random states and thread counts are a process's, and a cluster's worker may have many threads.
-    with _one_at_a_time:
+    with alone(threads):
         started = time.monotonic()
-        torch.set_num_threads(threads)
         material = open_material(features, config)
         seed_everything(config.seed)
         try:

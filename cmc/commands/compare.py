@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cmc.commands.exits import OK, USAGE
+from cmc.commands.flags import add_threads, config_of, positive
+from cmc.strategies import STRATEGIES
+
+SUMMARY = "which way to pretrain serves a corpus best"
+DESCRIPTION = """\
+Train with every strategy of stage 1 and several seeds, evaluate, print tables and draw them: DIR/comparison.png, and
+with --labelled DIR/curve.png. Which strategy is best is said by the validation split.
+
+Every result is a file in DIR; a call that is repeated, or was interrupted, continues where it stopped."""
+EXAMPLES = (
+    "cmc compare features.h5 -o comparison --text freeze",
+    "cmc compare features.h5 -o comparison --text freeze --labelled 10% --unlabelled more.h5 --workers 2",
+    "cmc compare features.h5 -o comparison --text freeze --strategies plgm mug none --truth planted.csv",
+)
+CONFIG = True
+WITHOUT = ("mode", "precision", "pretrain")  # reference mode has three strategies; bf16 is of a GPU
+
+
+def share(text: str) -> float:
+    """`10%` and `0.1` alike."""
+    value = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of labels: say 10% or 0.1")
+    return value
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("features", type=Path, metavar="FEATURES", help="feature file (.h5), or MMSA's (.pkl)")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--seeds", type=positive, default=5, metavar="N", help="runs with seeds SEED, SEED+1, … (5)")
+    parser.add_argument(
+        "--strategies", nargs="+", metavar="NAME", help=f"some of {', '.join(STRATEGIES)} only (all but copy)"
+    )
+    parser.add_argument(
+        "--labelled",
+        type=share,
+        nargs="+",
+        metavar="SHARE",
+        help="learning curve: train with these shares of the training clips' labels, such as 10%%; one share stands "
+        "for three, from it to all. The other clips count as unlabelled; validation clips keep their labels",
+    )
+    parser.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")
+    parser.add_argument(
+        "--unlabelled",
+        type=Path,
+        metavar="FEATURES",
+        help="feature file of further clips, for strategies that use them",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=positive, default=1, metavar="N", help="trainings at a time, in processes (1)")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786")
+    add_threads(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    from contextlib import nullcontext
+
+    from cmc.cluster import pool
+    from cmc.compare import COMPARED, Plan, compare, curve
+    from cmc.pictures import draw_comparison
+    from cmc.report import progress, show_comparison
+    from mmfeat.files import atomic
+
+    shares = args.labelled or [1.0]
+    plan = Plan(
+        args.features.resolve(),
+        config_of(args),
+        args.strategies or COMPARED,
+        args.seeds,
+        curve(shares[0]) if len(shares) == 1 else shares,
+        args.truth and args.truth.resolve(),
+        args.unlabelled and args.unlabelled.resolve(),
+        args.threads,
+    )
+    parallel = args.workers > 1 or args.scheduler
+    with pool(args.workers, args.scheduler) if parallel else nullcontext() as workers:
+        found = compare(plan, args.out, progress, workers)
+    for name, reason in found.left_out.items():
+        print(f"left out: {name}: {reason}")
+    if not found.table:
+        return USAGE
+    summary = found.summary()
+    with atomic(args.out / "comparison.json") as path:
+        path.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    show_comparison(summary)
+    first, *equal = summary["best_on_validation"]
+    also = f"; no worse, as far as {args.seeds} seeds can tell: {', '.join(equal)}" if equal else ""
+    print(f"best on validation: {first}{also}")
+    for picture in draw_comparison(summary, args.out):
+        print(f"picture: {picture}")
+    print(f"next: cmc train {args.given} -o RUN --pretrain {first}")
+    return OK
