@@ -87,7 +87,7 @@ def _timestamps(
     all_of_them = np.interp(frames, seen, timestamps)
     if missing := int(seen[0] - frames[0]):
         step = (timestamps[-1] - timestamps[0]) / max(1, seen[-1] - seen[0])
-        all_of_them[:missing] = timestamps[0] - step * np.arange(missing, 0, -1)
+        all_of_them[:missing] = np.round(timestamps[0] - step * np.arange(missing, 0, -1), 9)
     return all_of_them
 
 

@@ -45,8 +45,6 @@ _OURS = {"-f", "-fdir", "-device", "-of", "-out_dir", "-root", "-inroot", "-outr
 _FIELDS = ("folder", "name", "out", "id", "user")
 _DAEMONS = ("docker", "podman", "nerdctl")
 """Programs whose containers outlive them."""
-_START_SECONDS = 60.0
-"""For loading OpenFace's models, or starting a container."""
 _LOST = 1
 """Pictures at the end that OpenCV may fail to read."""
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -96,10 +94,11 @@ class Openface2Config(Config):
     )
     options: tuple[str, ...] = Field((), description="more arguments for FeatureExtraction, such as -wild")
     time_limit: float = Field(
-        30.0, gt=0, description="seconds that OpenFace may take for each second of the clip, after a minute to start"
+        30.0, gt=0, description="seconds that OpenFace may take for each second of the clip, besides start_limit"
     )
+    start_limit: float = Field(60.0, gt=0, description="seconds for loading OpenFace's models or starting a container")
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"csv_pattern", "time_limit"})
+    without_effect: ClassVar[frozenset[str]] = frozenset({"csv_pattern", "time_limit", "start_limit"})
 
     def identity(self) -> dict[str, Any]:
         """Where CSV files lie has no effect; which file it is enters a clip's own identity."""
@@ -182,10 +181,12 @@ class Openface2:
             spans = _copy(frames, folder / "clip.avi")
             if not len(spans):
                 return Track.empty(self.names)
-            seconds = _START_SECONDS + self.config.time_limit * float(spans[-1, 1])
+            seconds = self.config.start_limit + self.config.time_limit * float(spans[-1, 1])
             ended = self._start(folder, "clip.avi", out, seconds)
             if ended.status is None:
-                raise OpenfaceError(f"OpenFace took longer than {seconds:.0f} s (time_limit){_said(ended)}")
+                raise OpenfaceError(
+                    f"OpenFace took longer than {seconds:.0f} s (start_limit, time_limit){_said(ended)}"
+                )
             return self._result(out, spans, ended)
 
     def _start(self, folder: Path, name: str, out: Path, seconds: float) -> Ended:
@@ -202,10 +203,8 @@ class Openface2:
     def _result(self, out: Path, spans: Spans, ended: Ended) -> Track:
         """Its exit status says little, being 0 for most failures: what counts is a CSV with a row for each picture."""
         assert ended.status is not None
-        signal = ended.status < 0
-        how = (
-            f"OpenFace was killed by signal {-ended.status}" if signal else f"OpenFace ended with status {ended.status}"
-        )
+        how = f"was killed by signal {-ended.status}" if ended.status < 0 else f"ended with status {ended.status}"
+        how = f"OpenFace {how}"
         files = sorted(out.rglob("*.csv"))
         if len(files) != 1:
             raise OpenfaceError(f"{how} and {len(files) or 'no'} CSV files{_said(ended)}")
@@ -246,9 +245,7 @@ def _command(config: Openface2Config) -> tuple[str, ...]:
             raise MissingBackendError(f"extractor 'openface2': binary {path} is not a program")
         return (str(path),)
     if not (found := OPENFACE.find()):
-        raise MissingBackendError(
-            f"extractor 'openface2' needs {OPENFACE.missing()}; or set `csv_folder` to its CSV files"
-        )
+        raise MissingBackendError(f"extractor 'openface2' needs {OPENFACE.missing()}, or set `csv_folder`")
     return (str(found),)
 
 
