@@ -84,6 +84,7 @@ BACKENDS: dict[str, Backend] = {
             "none stated in its package (RetinaFace part: MIT); ask its authors, CMU's MultiComp Lab, before other use "
             "than research",
             lambda folder: f"{scripts(folder) / 'openface'} download --output {weights_folder('openface3')}",
+            frame_seconds=300.0,  # its detector takes pictures as large as they are, seconds for one of 4K
         ),
         Backend(
             "mediapipe",

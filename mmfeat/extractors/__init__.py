@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
+from mmfeat.backends import BACKENDS
 from mmfeat.registry import Config, Entry, MissingBackendError, Program, Registered, Registry
 
 __all__ = [
@@ -74,6 +75,24 @@ _registry = Registry(
             "Apache-2.0 (code and face models); each encoder has its own",
             ("timm", "torch", "ai_edge_litert", "cv2"),
             "pip install 'mmfeat[timm]'",
+        ),
+        Entry(
+            "openface3",
+            "vision",
+            "mmfeat.extractors.vision_openface3",
+            "OpenFace 3: 68 or 98 landmarks, gaze, emotions, scores of 8 action units",
+            BACKENDS["openface3"].licence,
+            install="mmfeat backends install openface3",
+            backend="openface3",
+        ),
+        Entry(
+            "pyfaceau",
+            "vision",
+            "mmfeat.extractors.vision_pyfaceau",
+            "OpenFace 2.2's pipeline in Python: pose, 68 landmarks, shape, 17 action unit intensities",
+            BACKENDS["pyfaceau"].licence,
+            install="mmfeat backends install pyfaceau",
+            backend="pyfaceau",
         ),
         Entry(
             "mediapipe",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class Mediapipe(BackendExtractor):
     """Raises MissingModelError where its model is not there."""
 
     backend = "mediapipe"
-    groups = {  # noqa: RUF012
+    groups: ClassVar[Mapping[Group, tuple[str, ...]]] = {
         "pose": openface_columns.COLUMNS["pose"],
         "landmarks_2d": openface_columns.COLUMNS["landmarks_2d"],
         "mesh": _MESH,
