@@ -10,7 +10,8 @@ Ours (design):
 * Encoders and decoders are GRUs over a clip's steps, each after what it reads has been brought to the common width: by
   text's branch where that is text, by a linear layer where it is decoded vision. Their outputs are added to what they
   read, so the last encoding stays in the space of the branch's own h, and branch and head go to stage 2 together.
-  Sight and sound have no encoder here: their branches start stage 2 afresh.
+  Sight and sound have no encoder in this, but stage 2 needs one of each: theirs are taught the task beside it, on
+  copies of the clip's label. Left untaught, they would have nothing to say against a text that is.
 * A decoder is fed neither the truth nor what it said before. Its input at a step is what attention, asked for that
   moment of the clip, finds in the encoding. What it said before is a linear function of the state that it has anyway;
   and training and use are then the same.
@@ -35,12 +36,14 @@ from cmc.losses import cross_entropy
 from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
 from cmc.rows import averaged
 from cmc.strategies.steps import CrossAttention, branch_steps
-from cmc.strategies.targets import Targets, clock, mask_of, times
+from cmc.strategies.targets import Targets, answers, clock, mask_of, times
 from cmc.training import class_weights, only_present, optimizer
 from cmc.unimodal import Output, Unimodal
 
 WEIGHT = 0.1
 """Of each translation's error."""
+INTO, CYCLE = "to_", "cycle"
+"""Names of losses: into a modality, and back into text."""
 STEPS = 32
 """Most steps of a target."""
 
@@ -79,7 +82,7 @@ class Cyclic(nn.Module):
         self.first = Level(config)
         self.second = Level(config) if len(self.into) > 1 else None
         self.back = nn.Linear(columns[self.into[0]], config.width)
-        self.out = nn.ModuleDict({m: nn.Linear(config.width, number) for m, number in columns.items()})
+        self.out = nn.ModuleDict({m: answers(config.width, number) for m, number in columns.items()})
         self.targets = nn.ModuleDict({m: Targets(number) for m, number in columns.items()})
 
     def encode(self, text: Unimodal, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,9 +93,9 @@ class Cyclic(nn.Module):
         return first, first if self.second is None else self.second.encode(first), mask
 
     def forward(self, text: Unimodal, batch: Batch) -> tuple[Output, dict[str, tuple[Tensor, Tensor]]]:
-        """The prediction, from text alone; and modality → its translation and what it should be, (R, D), normalised.
+        """The prediction, from text alone; and by name translations and what they should be, (R, D), normalised.
 
-        `cycle` is text, back from the first of them. Only of clips that have both modalities.
+        `to_vision`, `to_audio`; `cycle`: text, back from the first of them. Only of clips that have both modalities.
         """
         first, last, mask = self.encode(text, batch)
         return _answer(text, last, mask), self._translate(first, last, mask, batch)
@@ -111,11 +114,11 @@ class Cyclic(nn.Module):
                 continue
             target, wanted = self._target(batch, m, clips)
             made = self.out[m](level.decode(encoding[clips], mask[clips], wanted))
-            pairs[m] = made[wanted], target[wanted]
+            pairs[f"{INTO}{m}"] = made[wanted], target[wanted]
             if level is self.first:
                 target, asked = self._target(batch, "text", clips)
                 returned = level.decode(level.encode(self.back(made)), wanted, asked)
-                pairs["cycle"] = self.out["text"](returned[asked]), target[asked]
+                pairs[CYCLE] = self.out["text"](returned[asked]), target[asked]
         return pairs
 
     def _target(self, batch: Batch, modality: str, clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +145,7 @@ def leftmost(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Cycle(Stage):
-    """The moving parts: text's branch and head, and the networks that translate."""
+    """The moving parts: the networks that translate, and each modality's branch and head."""
 
     def __init__(self, models: Mapping[str, Unimodal], train: Split, valid: Split, config: Config, task: Task):
         super().__init__(models, train, valid, config, task)
@@ -151,7 +154,7 @@ class Cycle(Stage):
         for m in columns:
             self.network.targets[m] = Targets.of(train, m)
         self.weight = class_weights(train, config, task)
-        self.taught = {"text": self.models["text"], "network": self.network}
+        self.taught = {**self.models, "network": self.network}
         self.optimizer = optimizer(self.taught.values(), config)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:
@@ -161,7 +164,7 @@ class Cycle(Stage):
         for batch in batches:
             losses = self.losses("train", batch)
             self.optimizer.zero_grad(set_to_none=True)
-            total(losses).backward()
+            torch.stack([loss * weight_of(name) for name, loss in losses.items()]).sum().backward()
             self.optimizer.step()
             _add(sums, losses, batch)
         return {name: value / len(self.splits["train"]) for name, value in sums.items()}
@@ -176,15 +179,16 @@ class Cycle(Stage):
         return {name: value / len(self.splits["valid"]) for name, value in sums.items()}
 
     def losses(self, split: str, batch: Batch) -> dict[str, Tensor]:
-        """`text`: the task; `vision`, `audio`, `cycle`: mean squared errors, of a batch without any left out."""
+        """Modality → its task loss; `to_vision`, `to_audio`, `cycle` → mean squared errors, without those of none."""
         output, translations = self.network(self.models["text"], batch)
-        labels = only_present(self.splits[split].label("M")[batch.index], batch, "text")
-        errors = {name: functional.mse_loss(*pair) for name, pair in translations.items()}
-        return {"text": cross_entropy(output.logits, labels, self.weight)} | errors
+        logits = {m: output.logits if m == "text" else model(batch).logits for m, model in self.models.items()}
+        labels = self.splits[split].label("M")[batch.index]
+        losses = {m: cross_entropy(said, only_present(labels, batch, m), self.weight) for m, said in logits.items()}
+        return losses | {name: functional.mse_loss(*pair) for name, pair in translations.items()}
 
     def figures(self, losses: Mapping[str, float]) -> dict[str, float]:
-        # One network: what is kept, is kept together. Branches of sight and sound are not taught here.
-        return dict.fromkeys(self.models, losses["text"] + WEIGHT * sum(v for n, v in losses.items() if n != "text"))
+        # Text's branch and the network are of use together only, so all are kept together.
+        return dict.fromkeys(self.models, sum(value * weight_of(name) for name, value in losses.items()))
 
     def state(self) -> dict[str, Any]:
         return live_state(self.taught, self.optimizer)
@@ -196,11 +200,9 @@ class Cycle(Stage):
         return self.network.state_dict()
 
 
-def total(losses: Mapping[str, Tensor]) -> Tensor:
-    """The loss: errors of translation count a tenth."""
-    return losses["text"] + WEIGHT * sum(
-        (v for name, v in losses.items() if name != "text"), losses["text"].new_zeros(())
-    )
+def weight_of(loss: str) -> float:
+    """Errors of translation count a tenth."""
+    return WEIGHT if loss == CYCLE or loss.startswith(INTO) else 1.0
 
 
 def _add(sums: dict[str, float], losses: Mapping[str, Tensor], batch: Batch) -> None:

@@ -26,8 +26,9 @@ from torch.nn import functional
 from cmc.config import Config, UsageError
 from cmc.data import Batch, Split, Task
 from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
+from cmc.strategies.heads import teach_heads
 from cmc.strategies.steps import CrossAttention, branch_steps
-from cmc.strategies.targets import Targets, clock, mask_of, smooth_l1, times
+from cmc.strategies.targets import Targets, answers, clock, mask_of, smooth_l1, times
 from cmc.training import optimizer
 from cmc.unimodal import Unimodal
 
@@ -42,7 +43,7 @@ class Decoder(nn.Module):
         self.wanted = nn.ParameterDict({m: nn.Parameter(torch.randn(width) / width**0.5) for m in columns})
         self.layer = CrossAttention(width, config.heads, config.dropout)
         self.norm = nn.LayerNorm(width)
-        self.out = nn.ModuleDict({m: nn.Linear(width, number) for m, number in columns.items()})
+        self.out = nn.ModuleDict({m: answers(width, number) for m, number in columns.items()})
         self.targets = nn.ModuleDict({m: Targets(number) for m, number in columns.items()})
 
     def target(self, modality: str) -> Targets:
@@ -204,4 +205,5 @@ class Completed:
 def pretrain(given: Given) -> Pretrained:
     """Stage 1. Raises UsageError where there is just one modality."""
     stage = Generation(given.models, given.train, given.valid, given.config, given.task, given.unlabelled)
-    return run(stage, given.report, given.journal)
+    found = run(stage, given.report, given.journal)
+    return replace(found, weights=teach_heads(given, found.weights))

@@ -31,8 +31,9 @@ from torch.nn import functional
 from cmc.config import Config
 from cmc.data import Batch, Split, Task
 from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
+from cmc.strategies.heads import teach_heads
 from cmc.strategies.steps import branch_steps, encode_steps, transformer
-from cmc.strategies.targets import Targets, clock, mask_of, smooth_l1, times
+from cmc.strategies.targets import Targets, answers, clock, mask_of, smooth_l1, times
 from cmc.text_encoder import cache, load_encoder
 from cmc.training import optimizer
 from cmc.unimodal import TextModel, Unimodal
@@ -80,8 +81,9 @@ class Filler(nn.Module):
         self.encoder = transformer(width, config.heads, 1, config.dropout)
         self.norm = nn.LayerNorm(width)
         self.pieces = pieces
-        sizes = {m: len(pieces) if m == "text" and pieces is not None else number for m, number in columns.items()}
-        self.out = nn.ModuleDict({m: nn.Linear(width, size) for m, size in sizes.items()})
+        self.out = nn.ModuleDict({m: answers(width, number) for m, number in columns.items()})
+        if pieces is not None:
+            self.out["text"] = answers(width, len(pieces), pieces.log_share)
         self.targets = nn.ModuleDict({m: Targets(n) for m, n in columns.items() if m != "text" or pieces is None})
 
     def forward(
@@ -269,4 +271,5 @@ def pretrain(given: Given) -> Pretrained:
     """Stage 1. Raises MissingModelError where the features' text encoder is not on this machine."""
     encoder = load_encoder(given.reader, frozen=True) if given.reader else None
     stage = Masked(given.models, given.train, given.valid, given.config, given.task, given.unlabelled, encoder)
-    return run(stage, given.report, given.journal)
+    found = run(stage, given.report, given.journal)
+    return replace(found, weights=teach_heads(given, found.weights))

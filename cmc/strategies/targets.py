@@ -94,3 +94,16 @@ def clock(time: Tensor, width: int) -> Tensor:
 def smooth_l1(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean over all values; 0 with gradient where there are none."""
     return functional.smooth_l1_loss(predicted, target) if target.numel() else predicted.sum() * 0.0
+
+
+def answers(width: int, columns: int, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer that starts by saying `bias`, 0 by default, whatever it reads.
+
+    0 is the training mean, which is hard to beat where features are mostly noise: a random start would have to
+    unlearn its answers before anything can be learnt.
+    """
+    layer = nn.Linear(width, columns)
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        layer.bias.copy_(torch.zeros(columns) if bias is None else bias)
+    return layer
