@@ -19,6 +19,7 @@ from mmfeat.extractors import MissingBackendError
 from mmfeat.media import Media, MediaError, open_media
 from mmfeat.recipe import PARTS, Recipe, load_recipe
 from mmfeat.shards import Shard, Store
+from mmfeat.sound_quality import Quality, at_loudness, measure
 from mmfeat.track import Frame, Track, Waveform, Word, Wordpieces
 from mmfeat.words import AlignmentError
 
@@ -36,12 +37,15 @@ class ClipFeatures:
     text: Wordpieces
     words: list[Word]
     status: str
-    """`ok`, or states joined by `+`: no_video, no_face, no_audio, no_text, cut_text, no_words, damaged."""
+    """`ok`, or states joined by `+`: no_video, no_face, no_audio, silent, clipped, no_text, cut_text, no_words,
+    damaged."""
     reason: str
     seconds: float
     timings: Timings
     pooling: align.Method = "mean"
     grid_hz: float | None = None
+    sound: Quality | None = None
+    """Of the recording, before any change of loudness; None where there is no sound."""
 
     @property
     def vision(self) -> Track:
@@ -147,7 +151,19 @@ def features(shards: dict[str, Shard], recipe: Recipe, timings: Timings | None =
     words = shards["words"].details["words"] if "words" in shards else []
     status, reason, seconds = summary(shards)
     found = [Word(**{**word, "span": tuple(word["span"])}) for word in words]
-    return ClipFeatures(tracks, pieces, found, status, reason, seconds, timings or {}, recipe.pooling, recipe.grid_hz)
+    measured = shards["audio"].details.get("quality")
+    return ClipFeatures(
+        tracks,
+        pieces,
+        found,
+        status,
+        reason,
+        seconds,
+        timings or {},
+        recipe.pooling,
+        recipe.grid_hz,
+        Quality(**measured) if measured else None,
+    )
 
 
 def _extract(clip: Clip, recipe: Recipe, parts: tuple[str, ...]) -> tuple[dict[str, Shard], Timings]:
@@ -176,8 +192,12 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
                 sound = media.waveform()
         except OSError as error:  # the clip's own file; an OSError of the store must stop the run
             raise MediaError(f"reading failed: {error}") from None
+        quality = None
+        if sound is not None and len(sound.samples):
+            quality = measure(sound)
+            sound = sound if recipe.loudness is None else at_loudness(sound, recipe.loudness)
         if "audio" in parts:
-            shards["audio"] = _guarded(lambda: _audio(sound, recipe, timings))
+            shards["audio"] = _guarded(lambda: _audio(sound, quality, recipe, timings))
         if "words" in parts:
             shards["words"] = _guarded(lambda: _words(sound, clip, recipe, timings))
         if media.damage:
@@ -219,12 +239,13 @@ def _vision(media: Media, clip: Clip, recipe: Recipe, timings: Timings) -> Shard
     return replace(shard, seconds=float(track.times[-1, 1]))  # pictures that were not decoded have a length too
 
 
-def _audio(sound: Waveform | None, recipe: Recipe, timings: Timings) -> Shard:
+def _audio(sound: Waveform | None, quality: Quality | None, recipe: Recipe, timings: Timings) -> Shard:
     extractor = loaded("audio", recipe)
-    if sound is None or not len(sound.samples):
+    if sound is None or quality is None:
         return _track_shard(Track.empty(extractor.names), "no_audio")
     with _timed(timings, "audio"):
-        return _track_shard(extractor(sound))
+        shard = _track_shard(extractor(sound), quality.status, quality.reason)
+    return replace(shard, details={**shard.details, "quality": asdict(quality)})
 
 
 def _words(sound: Waveform | None, clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
@@ -259,7 +280,9 @@ def _text(text: str, recipe: Recipe, timings: Timings) -> Shard:
     details = {"steps": steps, "columns": columns}
     if not text.strip():
         return Shard("no_text", arrays=arrays, details=details)
-    if text[pieces.spans[:, 1].max() :].strip() and steps >= extractor.config.max_wordpieces:
+    if not steps:
+        return Shard("no_text", "the transcript has no word that has a vector", arrays=arrays, details=details)
+    if steps >= extractor.config.max_wordpieces and text[pieces.spans[:, 1].max() :].strip():
         return Shard("cut_text", f"transcript cut to {steps} wordpieces", arrays=arrays, details=details)
     return Shard("ok", arrays=arrays, details=details)
 

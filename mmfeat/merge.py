@@ -31,7 +31,7 @@ _UNKNOWN = "unknown"
 """Language of a file that was made of a pickle."""
 _STATES = {
     "text": ("no_text", "cut_text"),
-    "audio": ("no_audio",),
+    "audio": ("no_audio", "silent", "clipped"),
     "vision": ("no_video", "no_face"),
     WORDS: ("no_words",),
 }

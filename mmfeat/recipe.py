@@ -20,6 +20,8 @@ from mmfeat.extractors import Config, Registered
 from mmfeat.layout import TIMED, canonical_json
 
 PARTS = ("vision", "audio", "text", "words")
+HEARING = ("audio", "words")
+"""Parts that depend on the sound."""
 # Raised when decoding changes in a way that alters what extractors see.
 MEDIA_VERSION = 1
 
@@ -54,6 +56,14 @@ class Recipe(Config):
         le=1000,
         description="audio and vision on one clock of so many ticks per second, for corpora without word times; null: "
         "each at its own rate",
+    )
+
+    loudness: float | None = Field(
+        None,
+        ge=-60,
+        le=0,
+        description="every clip's sound is brought to this integrated loudness (ITU-R BS.1770, LUFS; broadcast: -23) "
+        "before the audio extractor and the aligner hear it; null: as recorded",
     )
 
     @field_validator("vision", "audio", "text")
@@ -155,6 +165,8 @@ class Recipe(Config):
             "models": {_title(model): models.digest(model) for model in registered.models(config)},
             "language": self.language if part == "words" else None,
         }
+        if part in HEARING and self.loudness is not None:
+            identity["loudness"] = self.loudness
         if part != "words" and (brought_by := extractors.ENTRIES[name].distribution):
             identity["distribution"] = brought_by.rsplit(maxsplit=1)[0]  # its `version` says when the output changes
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]

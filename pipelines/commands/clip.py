@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> Exit:
     recipe = mmfeat.load_recipe(args.recipe)
     found = mmfeat.extract(args.media, args.text, recipe, start=args.start, end=args.end)
     reason = f" ({found.reason})" if found.reason else ""
-    print(f"{args.media}: {duration(found.seconds)}, {found.status}{reason}\n")
+    print(f"{args.media}: {duration(found.seconds)}, {found.status}{reason}")
+    if found.sound:
+        print(f"sound as recorded: {found.sound}")
+    print()
     for modality, track in found.tracks.items():
         valid = track.values[track.valid]
         if not len(valid):
