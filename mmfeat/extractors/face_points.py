@@ -45,7 +45,8 @@ IBUG_SHARE = np.array([share for _, _, share in _IBUG], np.float32)
 # Outer corner, lower lid to the inner corner, upper lid from the outer side: the order of the iris net's first points.
 RIGHT_LIDS = _indices(33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173)
 LEFT_LIDS = _indices(263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398)
-# Points that expressions hardly move, with their place on MediaPipe's canonical face in centimetres (x to the image's
+# Points that expressions hardly move and that stay on their spot of the head when it turns, which those of the outline
+# do not, with their place on MediaPipe's canonical face in centimetres (x to the image's
 # right, y up, z towards the camera). Right half and midline; the left half mirrors the right.
 _MIDLINE = {
     168: (0.0, 3.271027, 5.236015),
@@ -60,9 +61,6 @@ _PAIRS = {
     (33, 263): (-4.445859, 2.663991, 3.173422),
     (133, 362): (-1.856432, 2.585245, 3.757904),
     (143, 372): (-6.407571, 2.236021, 1.560843),
-    (127, 356): (-7.743095, 2.364999, -2.005167),
-    (162, 389): (-7.555811, 4.106811, -0.991917),
-    (234, 454): (-7.664182, 0.673132, -2.435867),
     (227, 447): (-7.297331, 0.763172, -0.048769),
     (121, 350): (-1.820731, 1.467954, 4.224124),
     (198, 420): (-1.246815, 0.230297, 5.681036),
