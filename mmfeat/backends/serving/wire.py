@@ -15,7 +15,7 @@ import numpy as np
 
 PROTOCOL = 1
 _MAGIC = b"MMB1"
-_PREFIX = struct.Struct("<4sIQ")
+_SIZES = struct.Struct("<IQ")
 _DTYPES = ("|u1", "|b1", "<f4", "<f8")
 MAX_HEADER = 1 << 20
 MAX_ARRAY = 1 << 31
@@ -40,25 +40,25 @@ def send(stream: BinaryIO, kind: str, array: np.ndarray | None = None, **fields:
         header |= {"dtype": array.dtype.str, "shape": list(array.shape)}
         body = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else body
     text = json.dumps(header).encode()
-    _write(stream, memoryview(_PREFIX.pack(_MAGIC, len(text), len(body)) + text))
+    _write(stream, memoryview(_MAGIC + _SIZES.pack(len(text), len(body)) + text))
     _write(stream, body)
 
 
 def receive(stream: BinaryIO) -> Message | None:
     """The next message; None where the other side has ended. Raises WireError for anything else."""
-    prefix = _read(stream, _PREFIX.size)
-    if prefix is None:
+    magic = _read(stream, len(_MAGIC))
+    if magic is None:
         return None
-    magic, header_size, body_size = _PREFIX.unpack(prefix)
-    if magic != _MAGIC or header_size > MAX_HEADER or body_size > MAX_ARRAY:
-        raise WireError(f"no message, but {bytes(prefix)!r}")
-    text = _read(stream, header_size)
-    if text is None:
-        raise WireError("a message was cut off")
+    if magic != _MAGIC:
+        raise WireError(f"no message, but {bytes(magic)!r}")
+    header_size, body_size = _SIZES.unpack(_rest(stream, _SIZES.size))
+    if header_size > MAX_HEADER or body_size > MAX_ARRAY:
+        raise WireError(f"a message of {header_size} and {body_size} bytes")
+    text = _rest(stream, header_size)
     try:
         header = json.loads(bytes(text))
         kind = str(header.pop("kind"))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WireError(f"a message has no readable header: {error}") from None
     if "dtype" not in header:
         return Message(kind, header, None)
@@ -69,15 +69,20 @@ def _array(stream: BinaryIO, dtype: Any, shape: Any, size: int) -> np.ndarray:
     fits = isinstance(shape, list) and all(isinstance(side, int) and side >= 0 for side in shape)
     if dtype not in _DTYPES or not fits or math.prod(shape) * np.dtype(dtype).itemsize != size:
         raise WireError(f"an array of {dtype} and shape {shape} cannot have {size} bytes")
-    body = _read(stream, size)
-    if body is None:
-        raise WireError("an array was cut off")
-    return np.frombuffer(body, dtype).reshape(shape)
+    return np.frombuffer(_rest(stream, size), dtype).reshape(shape)
 
 
 def _write(stream: BinaryIO, data: memoryview) -> None:
     while data:  # an unbuffered pipe takes a part only
         data = data[stream.write(data) :]
+
+
+def _rest(stream: BinaryIO, size: int) -> bytearray:
+    """Exactly `size` bytes of a message that has begun."""
+    data = _read(stream, size)
+    if data is None:
+        raise WireError("a message was cut off")
+    return data
 
 
 def _read(stream: BinaryIO, size: int) -> bytearray | None:
