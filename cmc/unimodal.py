@@ -177,7 +177,11 @@ class Head(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, d) → logits (B, K)."""
-        return self.out_layer(self.proj2(self.out_dropout(functional.relu(self.proj1(h)))) + h)
+        return self.out_layer(self.hidden(h))
+
+    def hidden(self, h: Tensor) -> Tensor:
+        """h (B, d) → z (B, d)."""
+        return self.proj2(self.out_dropout(functional.relu(self.proj1(h)))) + h
 
 
 class Unimodal(nn.Module):

@@ -24,6 +24,9 @@ class Strategy:
 STRATEGIES = {
     "plgm": Strategy("plgm", "pseudo labels that follow each classifier's doubts", makes_labels=True),
     "gt": Strategy("plgm", "annotated unimodal labels (CMC-GT)"),
+    "ulgm": Strategy(
+        "ulgm", "Self-MM: labels that are numbers, moved by distances to class centres", makes_labels=True
+    ),
     "none": Strategy("none", "no stage 1: fresh encoders, copies of the clip's label"),
     "copy": Strategy("plgm", "copies of the clip's label that never change: stage 1 without its method"),
     "cyclic": Strategy("cyclic", "text is translated into vision and audio, and back"),
