@@ -240,6 +240,7 @@ class TestFailures:
         server = served()
         server(frames(1))
         psutil.Process(pid_of(server)).kill()
+        assert ends(pid_of(server))
         assert server(frames(1)).values[0, 2] == 1
 
     @pytest.mark.parametrize(
@@ -253,7 +254,8 @@ class TestFailures:
     )  # fmt: skip
     def test_something_else_answers(self, served, script: Path, answer: str, says: str) -> None:
         script.write_text(
-            f"import sys, time\nsys.path.insert(0, {str(SERVING)!r})\nfrom wire import send\nout = sys.stdout.buffer\n{answer}\n"
+            f"import sys, time\nsys.path.insert(0, {str(SERVING)!r})\n"
+            f"from wire import send\nout = sys.stdout.buffer\n{answer}\n"
         )
         with pytest.raises(BackendError, match=says):
             served()(frames(1))

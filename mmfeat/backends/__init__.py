@@ -59,6 +59,11 @@ class Backend:
         listing = sorted(f"{name}=={version}\n" for name, version in self.pins.items())
         return hashlib.sha256("".join(listing).encode()).hexdigest()[:16]
 
+    @property
+    def pinned(self) -> str:
+        """The requirement with its version, as pip takes it."""
+        return f"{self.requirement}=={self.pins[self.requirement.lower()]}"
+
 
 def scripts(folder: Path) -> Path:
     """Where an environment keeps its commands."""

@@ -80,7 +80,7 @@ def install(backend: Backend, python: str = "", report: Report = lambda step: No
     try:
         report(f"environment with {base}")
         _run([base, "-m", "venv", "--without-pip", str(folder)], f"{base} could not make an environment")
-        report(f"pip installs {backend.requirement}=={backend.pins[backend.requirement.lower()]} and what it needs")
+        report(f"pip installs {backend.pinned} and what it needs")
         _pip_install(backend, _python(folder))
         report("it is asked for its version")
         from mmfeat.backends.process import probe
@@ -129,24 +129,29 @@ def _base_python(backend: Backend, chosen: str) -> str:
     first, last = backend.pythons
     wanted = f"Python 3.{first}" if first == last else f"Python 3.{first} to 3.{last}"
     if chosen:
-        found = shutil.which(chosen)
-        if found is None:
-            raise BackendError(f"{chosen} is no Python that can be started")
-        command = [found, "-c", "import sys; print(*sys.version_info[:2])"]
-        said = _run(command, f"{chosen} is no Python that can be started").split()
-        if not (said[0] == "3" and first <= int(said[1]) <= last):
-            raise BackendError(f"{backend.name} needs {wanted}; {chosen} is {'.'.join(said)}")
-        return found
+        major, minor = _python_version(chosen)
+        if major != 3 or not first <= minor <= last:
+            raise BackendError(f"{backend.name} needs {wanted}; {chosen} is {major}.{minor}")
+        return chosen
     if first <= sys.version_info.minor <= last:
         return sys.executable
     for minor in range(last, first - 1, -1):
-        if found := shutil.which(f"python3.{minor}"):
-            return found
+        with contextlib.suppress(BackendError):  # a name on the PATH may be a shim that leads nowhere
+            if _python_version(f"python3.{minor}") == (3, minor):
+                return f"python3.{minor}"
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     raise BackendError(
         f"{backend.name} needs {wanted}, and this is {here}: install one, or name it: "
         f"mmfeat backends install {backend.name} --python /path/to/python3.{last}"
     )
+
+
+def _python_version(python: str) -> tuple[int, int]:
+    trouble = f"{python} is no Python that can be started"
+    said = _run([python, "-c", "import sys; print(*sys.version_info[:2])"], trouble).split()
+    if len(said) != 2 or not all(part.isdigit() for part in said):
+        raise BackendError(f"{trouble}: it said {' '.join(said)[:100]!r}")
+    return int(said[0]), int(said[1])
 
 
 def _pip_install(backend: Backend, python: Path) -> None:
@@ -161,7 +166,7 @@ def _pip_install(backend: Backend, python: Path) -> None:
         "--quiet",
         "--disable-pip-version-check",
     ]
-    command += ["--no-input", "--constraint", str(backend.pins_file), backend.requirement]
+    command += ["--no-input", "--constraint", str(backend.pins_file), backend.pinned]
     _run(command, f"pip could not install {backend.name}")
 
 

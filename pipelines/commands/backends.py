@@ -45,7 +45,7 @@ def _list() -> Exit:
         (
             name,
             environment.state(backend) or "ready",
-            f"{backend.requirement} {backend.pins[backend.requirement.lower()]}",
+            backend.pinned,
             f"3.{backend.pythons[0]} to 3.{backend.pythons[1]}",
             backend.licence,
         )
