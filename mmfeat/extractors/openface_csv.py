@@ -118,7 +118,8 @@ class _Table:
             computed = _ANGLES if set(_VECTORS) <= set(columns) and not set(_ANGLES) <= set(columns) else ()
             _check(path, columns, [name for name in names if name not in computed])
             helpers = [name for name in ("face_id", *_SIZED_BY, *(_VECTORS if computed else ())) if name in columns]
-            wanted = list(dict.fromkeys([*_NEEDED, *helpers, *(name for name in names if name not in computed)]))
+            others = {*helpers, *(name for name in names if name not in computed)}
+            wanted = [*_NEEDED, *sorted(others, key=columns.index)]
             lines = _rows(path, reader, columns, wanted, decimal_comma=delimiter != ",")
             table = np.array(list(lines), np.float64).reshape(-1, len(wanted))
         if not len(table):
