@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "label_warmup": 0,
         "weight_decay": 0.0,
         "gain": 0.0,
+        "steps": 0,
     },
     # A small self-collected corpus on a laptop. pseudo_labels.py and ema.py argue for the schedules.
     "calibrated": {
@@ -50,6 +51,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "label_warmup": 2,
         "weight_decay": 1e-2,
         "gain": 2e-3,
+        # Sound of 3 s at librosa's rate as it is. Attention costs the square, and sees steps as a set.
+        "steps": 128,
     },
 }
 
@@ -125,7 +128,7 @@ class Config(BaseModel):
         default="float32", description="of the encoders' matrix products, bf16 on a GPU only; what is stored is float32"
     )
     steps: int = Field(
-        default=0,
+        default=128,
         ge=0,
         description="calibrated mode: most steps of sound or sight per clip, longer ones averaged in windows; 0: all",
     )
