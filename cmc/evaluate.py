@@ -20,6 +20,7 @@ from cmc.calibration import expected_values, negative_log_likelihood, probabilit
 from cmc.config import LETTERS, MODALITIES, UsageError
 from cmc.data import DataError, Split, Task, load, unlabelled
 from cmc.fusion import Fused
+from cmc.kept import Completed, completed, reads_stage_1, text_logits
 from cmc.metrics import (
     DEFINITIONS,
     NON0,
@@ -65,7 +66,7 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict_split(model: nn.Module, split: Split, batch_size: int = 64) -> Predictions:
+def predict_split(model: nn.Module, split: Split | Completed, batch_size: int = 64) -> Predictions:
     """Run a model over a split in order."""
     outputs: list[Fused] = [model.eval()(batch) for batch in split.batches(batch_size)]
     return Predictions(
@@ -77,7 +78,12 @@ def predict_split(model: nn.Module, split: Split, batch_size: int = 64) -> Predi
 
 
 def evaluate(
-    folder: Path, features: Path, split: str = "test", truth: Path | None = None, drop: tuple[str, ...] = ()
+    folder: Path,
+    features: Path,
+    split: str = "test",
+    truth: Path | None = None,
+    drop: tuple[str, ...] = (),
+    complete: bool = False,
 ) -> dict[str, Any]:
     """Figures of a run on a split of a feature file, as plain values; `write` puts them into the run's folder.
 
@@ -87,6 +93,7 @@ def evaluate(
         split: `test` by default.
         truth: csv with `video_id, clip_id, label_T, label_A, label_V`, where the file has no unimodal labels.
         drop: modalities to hide from the model.
+        complete: make up what clips lack, dropped or not; for runs pretrained by `generation`.
 
     Raises RunError where the file's recipe or labels differ from the run's, or where the run has seen clips of its
     test split; UsageError where no modality is left; DataError where there is nothing to evaluate.
@@ -101,21 +108,49 @@ def evaluate(
         data = load(file, split, record.task, config.calibrated, config.steps)
         without_label = unlabelled(file, split, record.task)
         values = data.values.numpy() if data.values is not None else None
-        if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
+        arrays = record.text_encoder is None or reads_stage_1(record, complete)
+        if "text" in config.use and arrays and not is_cached(file.recipe):
             data = cache(data, load_encoder(encoder_name(file.recipe), frozen=True))
     if split == "test":
         _check_unseen(folder, data.ids)
     for modality in drop:
         data = data.without(modality)
-    predictions = predict_split(model, data)
+    filled = completed(folder, record, data, drop) if complete else None
+    predictions = predict_split(model, filled or data)
     unimodal = read_truth(truth, data.ids, record.task) if truth else {key: data.label(key).numpy() for key in "TAV"}
     result = figures(record, data.label("M").numpy(), unimodal, predictions, values)
     result["left_out"]["without_label"] = without_label
-    about = {"features": str(features), "split": split, "dropped": list(drop), "status": record.status}
-    return result | about | {"notes": _notes(record, split, result["left_out"])}
+    if (logits := text_logits(folder, record, data)) is not None:
+        result["text_alone"] = _text_alone(record, data.label("M").numpy(), unimodal, logits)
+    about: dict[str, Any] = {"features": str(features), "split": split, "dropped": list(drop), "status": record.status}
+    if filled is not None:
+        about["completed"] = {m: int(clips.sum()) for m, clips in filled.made().items()}
+    return result | about | {"notes": _notes(record, split, result["left_out"], about.get("completed", {}))}
 
 
-def _notes(record: runs.Record, split: str, left_out: dict[str, int]) -> list[str]:
+def _text_alone(
+    record: runs.Record,
+    truth: NDArray[np.int64],
+    unimodal: dict[str, NDArray[np.int64]],
+    logits: NDArray[np.float32],
+) -> dict[str, Any]:
+    """Per group, figures of logits (N, K) over the clips that have text."""
+    question = record.config.polarity if record.task.is_polarity else None
+    there = np.isfinite(logits).all(1)
+    groups = _groups(truth, unimodal)
+    return {name: class_metrics(truth[rows & there], logits[rows & there], question) for name, rows in groups.items()}
+
+
+def _groups(truth: NDArray[np.int64], unimodal: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.bool_]]:
+    """Group → clips (N,) bool; consistent and conflicting ones where unimodal labels tell."""
+    groups = {"overall": np.ones(len(truth), bool)}
+    consistent, conflicting = consistency(unimodal)
+    if consistent.any() or conflicting.any():
+        groups |= {"consistent": consistent, "conflicting": conflicting}
+    return groups
+
+
+def _notes(record: runs.Record, split: str, left_out: dict[str, int], made: dict[str, int]) -> list[str]:
     """What a reader of the figures must know."""
     notes = []
     if record.status == "interrupted":
@@ -124,6 +159,9 @@ def _notes(record: runs.Record, split: str, left_out: dict[str, int]) -> list[st
         notes.append(f"the run was interrupted {when}; `cmc train --resume` goes on")
     if split in _SEEN:
         notes.append(_SEEN[split])
+    if made:
+        told = ", ".join(f"{m} of {clips} {'clip' if clips == 1 else 'clips'}" for m, clips in made.items())
+        notes.append(f"made up from what else the clips have: {told}")
     for kind, clips in left_out.items():
         if clips:
             notes.append(f"left out: {clips} {'clip' if clips == 1 else 'clips'} {kind.replace('_', ' ')}")
@@ -133,10 +171,11 @@ def _notes(record: runs.Record, split: str, left_out: dict[str, int]) -> list[st
 def write(folder: Path, result: dict[str, Any]) -> list[Path]:
     """Put figures, and their pictures, into a run folder; returns the files.
 
-    Figures of another split, or with a modality dropped, do not replace those of the test split.
+    Figures of another split, or with a modality dropped or completed, do not replace those of the test split.
     """
     kind = [] if result["split"] == "test" else [result["split"]]
-    suffix = "".join(f"_{part}" for part in [*kind, *(f"without_{modality}" for modality in result["dropped"])])
+    kind += [f"without_{modality}" for modality in result["dropped"]]
+    suffix = "".join(f"_{part}" for part in [*kind, *(["completed"] if "completed" in result else [])])
     metrics = folder / f"metrics{suffix}.json"
     with atomic(metrics) as path:
         path.write_text(to_json(result), encoding="utf-8")
@@ -176,10 +215,7 @@ def figures(
     task, question = record.task, record.config.polarity if record.task.is_polarity else None
     counts = np.array(record.majority)
     train = np.repeat(np.arange(task.classes), counts)
-    groups = {"overall": np.ones(len(truth), bool)}
-    consistent, conflicting = consistency(unimodal)
-    if consistent.any() or conflicting.any():
-        groups |= {"consistent": consistent, "conflicting": conflicting}
+    groups = _groups(truth, unimodal)
     matrix = confusion(truth, predictions.logits.argmax(1), task.classes)
     result: dict[str, Any] = {
         "clips": {name: int(rows.sum()) for name, rows in groups.items()},

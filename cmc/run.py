@@ -32,7 +32,7 @@ from mmfeat.files import atomic
 FORMAT_VERSION = 2
 RECORD, MODEL, UNIMODAL, PSEUDO_LABELS = "run.json", "model.safetensors", "unimodal.safetensors", "pseudo_labels.npz"
 EXTRA = "extra.safetensors"
-_SUFFIX = rf"(_train|_valid)?(_without_({'|'.join(MODALITIES)}))*"
+_SUFFIX = rf"(_train|_valid)?(_without_({'|'.join(MODALITIES)}))*(_completed)?"
 _FIGURES = re.compile(rf"metrics{_SUFFIX}\.json|(confusion|reliability|router){_SUFFIX}\.png|pseudo_labels\.png")
 """Names of the files that cmc.evaluate.write makes."""
 
@@ -65,6 +65,9 @@ class Record:
     calibration: Calibration = field(default_factory=Calibration)
     relabelled: dict[str, list[list[int]]] = field(default_factory=dict)
     """Modality → training clips that have it, counted by their own class (row) and pseudo label (column)."""
+    reconstruction: dict[str, list[float]] = field(default_factory=dict)
+    """Where stage 1 learns to reconstruct features: modality → validation loss, and that of an answer that sees nothing
+    (the training mean; of wordpieces their shares in training)."""
     best_epochs: dict[str, int] = field(default_factory=dict)
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

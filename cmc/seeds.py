@@ -11,7 +11,17 @@ from cmc import run as runs
 from cmc.metrics import mean_std
 
 INDEX = "seeds.json"
-_SPREAD = ("cmc", "per_class", "regression", "experts", "router", "router_means", "calibration", "relabelled")
+_SPREAD = (
+    "cmc",
+    "text_alone",
+    "per_class",
+    "regression",
+    "experts",
+    "router",
+    "router_means",
+    "calibration",
+    "relabelled",
+)
 _POOLED = ("confusion", "router_histogram", "reliability", "pseudo_labels")
 
 

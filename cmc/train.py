@@ -25,7 +25,7 @@ from cmc.finetune import Finetuning, finetune, frozen_labels, transfer
 from cmc.fusion import Multimodal
 from cmc.journal import Journal, RunJournal
 from cmc.metrics import class_metrics, confusion
-from cmc.pretrain import Given, pretrain
+from cmc.pretrain import Given, Pretrained, pretrain
 from cmc.rows import Stream, blocks
 from cmc.strategies import STRATEGIES
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder, names_encoder
@@ -278,11 +278,22 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
         | class_metrics(valid.label("M").numpy(), logits, config.polarity if task.is_polarity else None),
         calibration=calibrate(logits, valid.label("M").numpy(), own, material.values),
         relabelled=_relabelled(train, states["train"], task) if STRATEGIES[config.pretrain].makes_labels else {},
+        reconstruction=_reconstruction(first),
         best_epochs=epochs,
         history=history,
         versions=versions() | {"device": material.device},
     )
     return Fitted(model, weights, unimodal, states, record, values, extra)
+
+
+def _reconstruction(first: Pretrained) -> dict[str, list[float]]:
+    """The figures of the epoch that was kept, from strategies that give `valid_<modality>_mean` beside the loss."""
+    rows = {m: first.history[epoch - 1] for m, epoch in first.best_epoch.items()}
+    return {
+        m: [row[f"valid_{m}"], row[f"valid_{m}_mean"]]
+        for m, row in rows.items()
+        if f"valid_{m}" in row and f"valid_{m}_mean" in row
+    }
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ EXAMPLES = (
     "cmc evaluate runs/first features.h5",
     "cmc evaluate runs/first features.h5 --truth planted.csv      consistent and conflicting clips apart",
     "cmc evaluate runs/first features.h5 --drop audio             as if no clip had sound",
+    "cmc evaluate runs/first features.h5 --drop audio --complete  … and its features made up from text and vision",
 )
 
 
@@ -24,6 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop", action="append", default=[], choices=("text", "audio", "vision"), help="hide it (repeatable)"
     )
+    parser.add_argument(
+        "--complete",
+        action="store_true",
+        help="make up what clips lack, dropped or not, from what they have (runs of --pretrain generation)",
+    )
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
 
 
@@ -33,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from cmc.report import show_evaluation
 
     folders = seeds.folders(args.folder)
-    results = [evaluate(f, args.features, args.split, args.truth, tuple(args.drop)) for f in folders]
+    results = [evaluate(f, args.features, args.split, args.truth, tuple(args.drop), args.complete) for f in folders]
     if len(results) > 1:
         for folder, result in zip(folders, results, strict=True):
             write(folder, result)

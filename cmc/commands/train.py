@@ -20,6 +20,7 @@ EXAMPLES = (
     "cmc train features.h5 -o runs/five --seeds 5",
     "cmc train features.h5 -o runs/five --seeds 5 --resume",
     "cmc train features.h5 -o runs/none --pretrain none",
+    "cmc train features.h5 -o runs/masked --pretrain masked --unlabelled more.h5",
     "cmc train features.h5 -o runs/frozen --text freeze --layers 1",
 )
 CONFIG = True
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from cmc import journal, seeds
     from cmc import run as runs
     from cmc.config import DivergedError, UsageError
-    from cmc.report import percent, progress, unseen
+    from cmc.report import percent, progress, reconstruction, unseen
 
     config = config_of(args)
     use_threads(args)
@@ -99,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
 
                 write(args.out / name, wanted, done.history, done.validation)
         records.append(done)
+        if done.reconstruction:
+            told = reconstruction(done.reconstruction)
+            print(f"{label}loss of reconstructing validation clips, in that of seeing nothing: {told}")
         for note in (*unseen(done.task.class_names, done.majority), *_left_out(args.features, done)) if k == 0 else ():
             print(f"note: {note}", file=sys.stderr)
         if done.status == "interrupted":
@@ -121,11 +125,15 @@ def run(args: argparse.Namespace) -> int:
 def _left_out(features: Path, record: Any) -> list[str]:
     """What is to be said of clips without a label."""
     from cmc.data import unlabelled
+    from cmc.strategies import STRATEGIES
     from mmfeat.layout import FeatureFile
 
     with FeatureFile(features) as file:
         counts = {split: unlabelled(file, split, record.task) for split in ("train", "valid")}
-    return [f"{clips} clips of split {split} left out: they have no label" for split, clips in counts.items() if clips]
+    what = {"train": "left out", "valid": "left out"}
+    if STRATEGIES[record.config.pretrain].unlabelled:
+        what["train"] = "only pretrained on"
+    return [f"{n} clips of split {split} {what[split]}: they have no label" for split, n in counts.items() if n]
 
 
 def _clear(features: Path, out: Path, names: list[str]) -> None:

@@ -15,8 +15,8 @@ made is in no training figure, and is marked wherever it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -149,16 +149,19 @@ def reconstruct(models: Mapping[str, Unimodal], decoder: Decoder, batch: Batch) 
     return found
 
 
-def complete(models: Mapping[str, Unimodal], decoder: Decoder, batch: Batch) -> Batch:
-    """The batch with features for the modalities that clips lack, made from those that they have.
+@torch.no_grad()
+def complete(
+    models: Mapping[str, Unimodal], decoder: Decoder, batch: Batch, fill: Sequence[str] | None = None
+) -> Batch:
+    """The batch with features for modalities that clips lack, made from those that they have.
 
-    A clip without any stays as it is.
+    `fill` names the modalities that may be made; None: all. A clip without any stays as it is.
     """
     masks = {m: mask_of(batch, m) for m in models}
     sources = decoder.sources({m: branch_steps(models[m].branch, batch.inputs[m], masks[m]) for m in models}, masks)
     inputs, filled = dict(batch.inputs), dict(batch.masks)
     for m, clips in lacking({m: masks[m].any(1) for m in models}).items():
-        if not clips.any():
+        if not clips.any() or (fill is not None and m not in fill):
             continue
         target = decoder.target(m)
         wanted = torch.ones(int(clips.sum()), int(target.steps), dtype=torch.bool, device=clips.device)
@@ -172,34 +175,13 @@ def complete(models: Mapping[str, Unimodal], decoder: Decoder, batch: Batch) -> 
 
 
 def lacking(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Modality → (B,) bool: clips that lack it and have another, from which of them each clip has."""
+    """Modality → clips (B,) that lack it and have another, from who has what."""
     anything = torch.stack(list(present.values())).any(0)
     return {m: ~there & anything for m, there in present.items()}
 
 
 def _of(tensors: Mapping[str, Tensor], clips: Tensor) -> dict[str, Tensor]:
     return {m: tensor[clips] for m, tensor in tensors.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Completed:
-    """A split whose batches are completed as they are read."""
-
-    split: Split
-    models: Mapping[str, Unimodal]
-    decoder: Decoder
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        for batch in self.split.batches(size):
-            yield complete(self.models, self.decoder, batch)
-
-    def made(self) -> dict[str, int]:
-        """Modality → how many clips get it made up."""
-        missing = lacking({m: self.split.present(m) for m in self.models})
-        return {m: int(clips.sum()) for m, clips in missing.items()}
 
 
 def pretrain(given: Given) -> Pretrained:
