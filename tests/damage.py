@@ -283,10 +283,10 @@ KINDS = (
         "fails",
         "nothing could be decoded",
     ),
-    Kind("a wav of not-a-number", written(".wav", wav(np.full(32000, np.nan, np.float32))), "no_video"),
-    Kind("a wav of infinite values", written(".wav", wav(np.full(32000, np.inf, np.float32))), "no_video"),
+    Kind("a wav of not-a-number", written(".wav", wav(np.full(32000, np.nan, np.float32))), "no_video+silent"),
+    Kind("a wav of infinite values", written(".wav", wav(np.full(32000, np.inf, np.float32))), "no_video+silent"),
     Kind("sound of 16 channels", written(".wav", lambda path: _pcm(path, channels=16)), "no_video"),
-    Kind("a wav at 1 Hz", written(".wav", wav(np.zeros(5, np.float32), rate=1)), "no_video|fails"),
+    Kind("a wav at 1 Hz", written(".wav", wav(np.zeros(5, np.float32), rate=1)), "no_video+silent|fails"),
     Kind(
         "a symbolic link to a good clip", written(".mp4", lambda p: p.symlink_to(good(p.with_name("linked")))), "kept"
     ),
