@@ -24,6 +24,7 @@ class Strategy:
 STRATEGIES = {
     "plgm": Strategy("plgm", "pseudo labels that follow each classifier's doubts", makes_labels=True),
     "gt": Strategy("plgm", "annotated unimodal labels (CMC-GT)"),
+    "mug": Strategy("mug", "labels corrected by a network that bi-level optimisation teaches", makes_labels=True),
     "ulgm": Strategy(
         "ulgm", "Self-MM: labels that are numbers, moved by distances to class centres", makes_labels=True
     ),

@@ -41,6 +41,7 @@ from torch.nn import functional
 from cmc.config import Config, UsageError
 from cmc.data import Batch, Split, Task
 from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
+from cmc.strategies.labels import class_values
 from cmc.training import optimizer
 from cmc.unimodal import Unimodal
 
@@ -66,13 +67,13 @@ def moved(labels: Tensor, own: Tensor, of_stream: Tensor, of_M: Tensor, epoch: i
     return (epoch - 1) / (epoch + 1) * labels + 2 / (epoch + 1) * new
 
 
-def reached(labels: Tensor, own: Tensor, classes: Tensor, class_values: Tensor) -> Tensor:
+def reached(labels: Tensor, own: Tensor, classes: Tensor, means: Tensor) -> Tensor:
     """Classes (N,) of labels (N,) that started at `own` (N,) in `classes` (N,).
 
-    It is the furthest class whose value, of class_values (K,), the label has reached on its way; without one, its own.
+    It is the furthest class whose value, of means (K,), the label has reached on its way; without one, its own.
     """
-    way = class_values - own[:, None]
-    passed = way * (labels[:, None] - class_values) >= 0
+    way = means - own[:, None]
+    passed = way * (labels[:, None] - means) >= 0
     distance = way.abs().where(passed, 0.0)
     return distance.argmax(1).where(distance.amax(1) > 0, classes)
 
@@ -116,9 +117,7 @@ class ULGM(Stage):
         widths = {"M": len(models) * config.width} | dict.fromkeys(models, config.width)
         self.features = {name: torch.full((len(train), width), torch.nan) for name, width in widths.items()}
         self.features = {name: values.to(device) for name, values in self.features.items()}
-        classes, kinds = train.label("M"), range(task.classes)
-        means = [self.own["train"][classes == k].mean() for k in kinds]  # NaN of a class without clips
-        self.class_values = torch.stack(means).nan_to_num(nan=torch.inf)
+        self.class_values = class_values(train, task)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:
         self.streams.train()
