@@ -92,15 +92,20 @@ def _keep(order: dict[str, Any]) -> int:
     except OSError as error:
         print(f"{order['command'][0]}: {error.strerror}", flush=True)
         return 127
-    threading.Thread(target=_wait_for_end_of_input, args=(program, order["stop"]), daemon=True).start()
+    killing = threading.Event()
+    watch = threading.Thread(target=_kill_at_end_of_input, args=(program, order["stop"], killing), daemon=True)
+    watch.start()
     status = program.wait()
+    if killing.is_set():
+        watch.join()
     _kill_group(program.pid)
     return 128 - status if status < 0 else status
 
 
-def _wait_for_end_of_input(program: subprocess.Popen[bytes], stop: list[str]) -> None:
+def _kill_at_end_of_input(program: subprocess.Popen[bytes], stop: list[str], killing: threading.Event) -> None:
     while os.read(0, 1024):
         pass
+    killing.set()
     for process in _descendants(program.pid):  # also those that have left its group
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -108,7 +113,6 @@ def _wait_for_end_of_input(program: subprocess.Popen[bytes], stop: list[str]) ->
     if stop:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(stop, stdin=subprocess.DEVNULL, timeout=_FINISH_SECONDS / 2, check=False)
-    os._exit(1)
 
 
 def _descendants(pid: int) -> list[int]:
