@@ -18,14 +18,14 @@ from mmfeat.corpus import Clip
 from mmfeat.extractors import MissingBackendError
 from mmfeat.media import Media, MediaError, open_media
 from mmfeat.recipe import PARTS, Recipe, load_recipe
-from mmfeat.shards import Shard, Store
+from mmfeat.shards import Shard, ShardError, Store
 from mmfeat.sound_quality import Quality, at_loudness, measure
 from mmfeat.track import Frame, Track, Waveform, Word, Wordpieces
 from mmfeat.words import AlignmentError
 
 FAILED = "failed"
 Timings = dict[str, float]
-"""Wall seconds by kind of work: decode, vision, audio, text, words."""
+"""Wall seconds by kind of work: decode, transcript, vision, audio, text, words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +37,13 @@ class ClipFeatures:
     text: Wordpieces
     words: list[Word]
     status: str
-    """`ok`, or states joined by `+`: no_video, no_face, no_audio, silent, clipped, no_text, cut_text, no_words,
-    damaged."""
+    """`ok`, or states joined by `+`: no_video, no_face, no_audio, silent, clipped, no_text, transcribed, cut_text,
+    no_words, damaged."""
     reason: str
     seconds: float
     timings: Timings
+    transcript: str = ""
+    """What speech recognition heard, where no transcript was given."""
     pooling: align.Method = "mean"
     grid_hz: float | None = None
     sound: Quality | None = None
@@ -115,7 +117,8 @@ def extract_to_store(clip: Clip, recipe: Recipe, store: Store, parts: Iterable[s
     fingerprints = fingerprints_of(recipe)
     parts = tuple(part for part in recipe.parts() if part in set(parts))
     clip = recipe.locate(clip)
-    shards, timings = _extract(clip, recipe, parts)
+    shards, timings = _extract(clip, recipe, parts, _heard_before(clip, store))
+    fingerprints = {**fingerprints, "transcript": clip.transcriber}
     began = time.perf_counter()
     for part, shard in shards.items():
         if shard.status == FAILED:
@@ -160,22 +163,43 @@ def features(shards: dict[str, Shard], recipe: Recipe, timings: Timings | None =
         reason,
         seconds,
         timings or {},
+        shards["text"].details.get("transcript", ""),
         recipe.pooling,
         recipe.grid_hz,
         Quality(**measured) if measured else None,
     )
 
 
-def _extract(clip: Clip, recipe: Recipe, parts: tuple[str, ...]) -> tuple[dict[str, Shard], Timings]:
+def _heard_before(clip: Clip, store: Store) -> str | None:
+    """The clip's transcript, where speech recognition has made it for other parts already."""
+    try:
+        return store.read(clip, "transcript", clip.transcriber).details.get("text") if clip.transcriber else None
+    except (FileNotFoundError, ShardError):
+        return None
+
+
+def _extract(
+    clip: Clip, recipe: Recipe, parts: tuple[str, ...], heard: str | None = None
+) -> tuple[dict[str, Shard], Timings]:
+    """Shards of `parts`, and of "transcript" where one had to be made: where there is none and it was not `heard`."""
     timings: Timings = {}
+    if heard is not None:
+        clip = replace(clip, text=heard)
+    elif clip.transcriber and not {"text", "words"}.isdisjoint(parts):
+        parts = ("transcript", *parts)
     shards: dict[str, Shard] = {}
-    if "text" in parts:
-        shards["text"] = _guarded(lambda: _text(clip.text, recipe, timings))
     if any(part != "text" for part in parts):
         try:
             shards |= _from_media(clip, recipe, parts, timings)
         except MediaError as error:
             shards |= {part: Shard(FAILED, str(error)) for part in parts if part != "text"}
+    if "text" in parts:
+        transcript = shards.get("transcript", Shard("ok", details={"text": clip.text}))
+        if transcript.status == FAILED:
+            shards["text"] = transcript
+        else:
+            clip = replace(clip, text=transcript.details["text"])
+            shards["text"] = _guarded(lambda: _text(clip, recipe, timings))
     return {part: shards[part] for part in parts}, timings
 
 
@@ -192,6 +216,9 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
                 sound = media.waveform()
         except OSError as error:  # the clip's own file; an OSError of the store must stop the run
             raise MediaError(f"reading failed: {error}") from None
+        if "transcript" in parts:
+            shards["transcript"] = _guarded(lambda: _transcript(sound, recipe, timings))
+            clip = replace(clip, text=shards["transcript"].details.get("text", ""))
         quality = None
         if sound is not None and len(sound.samples):
             quality = measure(sound)
@@ -199,7 +226,8 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
         if "audio" in parts:
             shards["audio"] = _guarded(lambda: _audio(sound, quality, recipe, timings))
         if "words" in parts:
-            shards["words"] = _guarded(lambda: _words(sound, clip, recipe, timings))
+            failed = "transcript" in shards and shards["transcript"].status == FAILED
+            shards["words"] = shards["transcript"] if failed else _guarded(lambda: _words(sound, clip, recipe, timings))
         if media.damage:
             shards = {part: _damaged(shard, media.damage) for part, shard in shards.items()}
         seconds = max([media.seconds, *(shard.seconds for shard in shards.values())])
@@ -266,8 +294,14 @@ def _words(sound: Waveform | None, clip: Clip, recipe: Recipe, timings: Timings)
     return Shard("ok", details={"words": [asdict(word) for word in found]})
 
 
-def _text(text: str, recipe: Recipe, timings: Timings) -> Shard:
-    extractor = loaded("text", recipe)
+def _transcript(sound: Waveform | None, recipe: Recipe, timings: Timings) -> Shard:
+    transcriber = loaded("transcript", recipe)
+    with _timed(timings, "transcript"):
+        return Shard("ok", details={"text": transcriber(sound) if sound is not None else ""})
+
+
+def _text(clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
+    text, extractor = clip.text, loaded("text", recipe)
     with _timed(timings, "text"):
         pieces = extractor(text)
     arrays: dict[str, NDArray[Any]] = {
@@ -277,14 +311,21 @@ def _text(text: str, recipe: Recipe, timings: Timings) -> Shard:
         "values": pieces.values,
     }
     steps, columns = pieces.values.shape
-    details = {"steps": steps, "columns": columns}
+    details: dict[str, Any] = {"steps": steps, "columns": columns}
     if not text.strip():
         return Shard("no_text", arrays=arrays, details=details)
+    states = []
+    if clip.transcriber:
+        details["transcript"] = text
+        states.append("transcribed")
     if not steps:
-        return Shard("no_text", "the transcript has no word that has a vector", arrays=arrays, details=details)
+        why = "the transcript has no word that has a vector"
+        return Shard("+".join([*states, "no_text"]), why, arrays=arrays, details=details)
+    reason = ""
     if steps >= extractor.config.max_wordpieces and text[pieces.spans[:, 1].max() :].strip():
-        return Shard("cut_text", f"transcript cut to {steps} wordpieces", arrays=arrays, details=details)
-    return Shard("ok", arrays=arrays, details=details)
+        states.append("cut_text")
+        reason = f"transcript cut to {steps} wordpieces"
+    return Shard("+".join(states) or "ok", reason, arrays=arrays, details=details)
 
 
 def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:

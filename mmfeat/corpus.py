@@ -68,6 +68,8 @@ class Clip:
     """The corpus; None for a single file."""
     given: dict[str, Path] = field(default_factory=dict, hash=False)
     """Part → file made earlier that its result is taken from, where the recipe says so (`Recipe.locate`)."""
+    transcriber: str = ""
+    """Fingerprint of the speech recognition that makes the transcript, where `text` is empty and the recipe says so."""
 
     @property
     def id(self) -> str:
@@ -222,6 +224,7 @@ def _clip(row: int, values: dict[str, str], files: _Files, read: _Read) -> tuple
         refused="; ".join(fatal),
         root=files.root,
         given={},
+        transcriber="",
     )
     return clip, [Problem(row, clip.id, *problem) for problem in problems]
 

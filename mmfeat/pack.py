@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +183,10 @@ class _Reader:
             status, reason = FAILED, f"cannot be aligned: {reason}"
         return ClipStatus(clip.id, clip.split, status, reason, seconds), shards
 
-    def rows(self, clip: Clip) -> tuple[Mapping[str, NDArray], list[Word]]:
-        """A usable clip's rows, not padded, and its words."""
+    def rows(self, clip: Clip) -> tuple[Mapping[str, NDArray], list[Word], str]:
+        """A usable clip's rows, not padded, its words, and its transcript, which may have been heard."""
         found = features(self._shards(clip, arrays=True), self._recipe)
-        return found.rows(self._aligned), found.words
+        return found.rows(self._aligned), found.words, found.transcript or clip.text
 
 
 def _fill(
@@ -210,8 +210,8 @@ def _fill(
             layout.create_unimodal_classes(group)
         rows_of = _Rows(group)
         for row, clip in enumerate(members):
-            rows, found = reader.rows(clip)
-            _write_labels(rows_of, row, clip, class_names)
+            rows, found, said = reader.rows(clip)
+            _write_labels(rows_of, row, replace(clip, text=said), class_names)
             _write_text(rows_of, row, rows, shapes["text"][0])
             for modality in layout.TIMED:
                 kept = _write_track(rows_of, row, modality, rows, shapes[modality][0])

@@ -18,6 +18,8 @@ from mmfeat.align import Method
 from mmfeat.corpus import Clip
 from mmfeat.extractors import Config, Registered
 from mmfeat.layout import TIMED, canonical_json
+from mmfeat.transcribe import TranscribeConfig, Transcriber
+from mmfeat.transcribe import fingerprint as transcriber_fingerprint
 
 PARTS = ("vision", "audio", "text", "words")
 HEARING = ("audio", "words")
@@ -42,6 +44,9 @@ class Recipe(Config):
     audio: dict[str, Any] = Field(description="extractor and settings for the sound")
     text: dict[str, Any] = Field(description="extractor and settings for the transcript")
     words: dict[str, Any] | None = Field(None, description="aligner and settings; null: no word times")
+    transcribe: TranscribeConfig | None = Field(
+        None, description="speech recognition for clips whose transcript is empty; null: they stay without text"
+    )
     padding: Literal["mean+3std", "max"] = Field(
         "mean+3std", description="padded length, from the lengths of the training split only"
     )
@@ -103,12 +108,20 @@ class Recipe(Config):
         """This recipe with other sections. Raises RecipeError as `load_recipe` does."""
         return _checked({**self.model_dump(), **sections}, f"recipe {self.name!r}")
 
+    def transcribing(self, model: str = "") -> Recipe:
+        """This recipe with speech recognition for empty transcripts: its own, or the default, or by `model`."""
+        section = self.transcribe or TranscribeConfig.model_validate({})
+        return self.changed(transcribe={**section.model_dump(), **({"model": model} if model else {})})
+
     def parts(self) -> tuple[str, ...]:
         """The parts that a clip is extracted in: each has its own shard."""
         return PARTS if self.words else PARTS[:-1]
 
     def make(self, part: str) -> Any:
-        """The extractor or aligner of a part, its models loaded."""
+        """The extractor or aligner of a part, or the `Transcriber` for "transcript", its models loaded."""
+        if part == "transcript":
+            assert self.transcribe, "clips come with a transcriber only where the recipe has one"
+            return Transcriber(self.transcribe, self.language)
         registered, config = self.registered(part), self.config(part)
         return registered.make(config, self.language) if registered.by_language else registered.make(config)
 
@@ -116,10 +129,12 @@ class Recipe(Config):
         """The clip with the files made earlier that parts are taken from, where the recipe takes them from files.
 
         They are part of what a shard is made from, so clips pass through here before a Store sees them. The paths
-        are absolute and stay: workers may run in another folder.
+        are absolute and stay: workers may run in another folder. Where there is no transcript, so is what makes one.
         """
         if clip.path is None:
             return clip
+        if self.transcribe and not clip.text.strip():
+            clip = replace(clip, transcriber=transcriber_fingerprint(self.transcribe, self.language))
         found = {}
         for part in self.parts():
             given_file = _given_file(part, getattr(self, part)[_chooser(part)])
@@ -151,6 +166,10 @@ class Recipe(Config):
         if any(form.values()):
             for part in TIMED:
                 found[part] = hashlib.sha256(canonical_json([found[part], form]).encode()).hexdigest()[:16]
+        if self.transcribe:
+            made_by = transcriber_fingerprint(self.transcribe, self.language)
+            for part in ("text", "words") if self.words else ("text",):
+                found[part] = hashlib.sha256(canonical_json([found[part], made_by]).encode()).hexdigest()[:16]
         return found
 
     def _fingerprint(self, part: str) -> str:

@@ -128,13 +128,15 @@ class Store:
     def _places(self, clip: Clip, fingerprints: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """(part, `_place`) of several parts; the clip's file is looked at once. Text, since 100 000 clips have as many
         places as a Path would take seconds for."""
-        source = _source(clip) if any(part != "text" for part in fingerprints) else None
+        source = _source(clip) if clip.transcriber or any(part != "text" for part in fingerprints) else None
         for part, fingerprint in fingerprints.items():
             made_from: dict[str, Any] = {"id": clip.id}
-            if part != "text":
+            if part != "text" or clip.transcriber:
                 made_from |= {"media": source, "start": clip.start, "end": clip.end}
             if part in ("text", "words"):
                 made_from["text"] = clip.text
+                if clip.transcriber:
+                    made_from["transcriber"] = clip.transcriber
             if given := clip.given.get(part):
                 made_from[part] = _stamp(given)
             key = hashlib.sha256(canonical_json(made_from).encode()).hexdigest()[:32]

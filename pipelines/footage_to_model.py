@@ -17,7 +17,7 @@ from mmfeat import corpus as corpora
 from mmfeat.clip import FAILED
 from mmfeat.corpus import Clip, Corpus
 from mmfeat.layout import FeatureFile
-from mmfeat.recipe import load_recipe
+from mmfeat.recipe import Recipe, load_recipe
 from pipelines.exits import Exit
 from pipelines.features import DEFAULT_OPTIONS, Options, default_workdir, make_features
 from pipelines.show import table
@@ -64,7 +64,7 @@ def footage_to_model(
     out: Path,
     *,
     seeds: int = 3,
-    recipe: str = "default",
+    recipe: str | Recipe = "default",
     options: Options = DEFAULT_OPTIONS,
 ) -> Exit:
     """Features, training with several seeds, evaluation and one prediction, all below the folder `out`.

@@ -13,9 +13,11 @@ import pytest
 from mmfeat import models
 from mmfeat.align import words_of_pieces
 from mmfeat.clip import _text
+from mmfeat.corpus import Clip
 from mmfeat.extractors import MissingBackendError, find
 from mmfeat.extractors.word_vectors import VectorsError, open_vectors
 from mmfeat.recipe import load_recipe
+from mmfeat.shards import Shard
 from mmfeat.track import Word
 from mmfeat.words import transcript
 from tests import tiny_models
@@ -232,10 +234,14 @@ class TestGlove:
 
     def test_long_transcripts_are_cut(self, file: Path) -> None:
         recipe = load_recipe("default").changed(text={"extractor": "glove", "vectors": str(file), "max_wordpieces": 4})
-        shard = _text("day " * 9, recipe, {})
+
+        def said(text: str) -> Shard:
+            return _text(Clip("v", "1", "test", None, text, 0.0), recipe, {})
+
+        shard = said("day " * 9)
         assert (shard.status, shard.reason) == ("cut_text", "transcript cut to 4 wordpieces")
-        assert _text("day " * 4, recipe, {}).status == "ok"
-        assert _text("", recipe, {}).status == _text("😀", recipe, {}).status == "no_text"
+        assert said("day " * 4).status == "ok"
+        assert said("").status == said("😀").status == "no_text"
 
     def test_words_of_the_sound_find_their_rows(self, file: Path) -> None:
         text = "Well-known, don't you blorp? 你好"

@@ -84,6 +84,37 @@ def text(folder: Path, words: str = "hello world what a lovely day") -> Path:
     return folder
 
 
+def recogniser(folder: Path, seed: int = 0) -> Path:
+    """A Whisper with tokenizer that hears letters in any sound, 16 of them in half a minute; English and Chinese."""
+    import transformers as t
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    special = ["endoftext", "startoftranscript", "en", "zh", "translate", "transcribe", "startofprev", "notimestamps"]
+    special += [f"{k / 50:.2f}" for k in range(1501)]
+    vocabulary = {piece: number for number, piece in enumerate([*letters, *(f"<|{name}|>" for name in special)])}
+    t.WhisperTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    t.WhisperFeatureExtractor().save_pretrained(folder)
+    end, start, english, chinese, translate, transcribe, previous, no_times = range(256, 264)
+    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_target_positions": 64}
+    torch.manual_seed(seed)
+    model = t.WhisperForConditionalGeneration(
+        t.WhisperConfig(vocab_size=len(vocabulary), suppress_tokens=[], begin_suppress_tokens=[], **sizes, **ends)
+    )
+    with torch.no_grad():  # sure of the letters, so that it does not hear nothing
+        model.model.decoder.embed_tokens.weight *= 0.1
+        model.model.decoder.embed_tokens.weight[[vocabulary[letter] for letter in "abcdefghijklmnopqrstuvwxyzĠ"]] *= 300
+    model.generation_config = t.GenerationConfig(max_length=20, is_multilingual=True, **ends)
+    languages = {"lang_to_id": {"<|en|>": english, "<|zh|>": chinese}, "prev_sot_token_id": previous}
+    tasks = {"task_to_id": {"transcribe": transcribe, "translate": translate}, "no_timestamps_token_id": no_times}
+    for name, value in {**languages, **tasks}.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    return folder
+
+
 def vectors(path: Path) -> Path:
     """A file of word vectors of 4 columns, as GloVe's are."""
     words = ["what", "an", "a", "day", "!", ",", "do", "n't", "word", "hello", "你", "好"]

@@ -52,5 +52,8 @@ def _used(store: Store, start: Mapping[str, Any]) -> list[Path]:
 
     recipe = Recipe.model_validate(start["recipe"])
     fingerprints = recipe.fingerprints()
-    clips = map(recipe.locate, corpus.load(start["corpus"]).usable)
-    return [path for clip in clips for path in store.expected(clip, fingerprints)]
+    expected: list[Path] = []
+    for clip in map(recipe.locate, corpus.load(start["corpus"]).usable):
+        heard = {"transcript": clip.transcriber} if clip.transcriber else {}
+        expected += store.expected(clip, {**fingerprints, **heard})
+    return expected

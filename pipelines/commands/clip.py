@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipelines.commands.extract import add_transcribe, recipe_of
 from pipelines.exits import Exit
 from pipelines.progress import duration
 from pipelines.show import table
@@ -19,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("media", type=Path, metavar="MEDIA", help="any video or audio file")
     parser.add_argument("--text", default="", help="what is said in it")
     parser.add_argument("--recipe", default="default", metavar="NAME|FILE.yaml", help="what to extract, and how")
+    add_transcribe(parser)
     parser.add_argument("--start", type=float, metavar="SECONDS", help="cut the clip out of a longer file: from")
     parser.add_argument("--end", type=float, metavar="SECONDS", help="cut the clip out of a longer file: to")
     parser.add_argument(
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Exit:
     import mmfeat
 
-    recipe = mmfeat.load_recipe(args.recipe)
+    recipe = recipe_of(args)
     found = mmfeat.extract(args.media, args.text, recipe, start=args.start, end=args.end)
     reason = f" ({found.reason})" if found.reason else ""
     print(f"{args.media}: {duration(found.seconds)}, {found.status}{reason}")
@@ -50,11 +52,13 @@ def run(args: argparse.Namespace) -> Exit:
         table(title, ("column", "mean", "std", "min", "max"), rows, numbers=("mean", "std", "min", "max"))
         print()
     print(f"text: {len(found.text.ids)} wordpieces, {found.text.values.shape[1]} columns")
+    if found.transcript:
+        print(f"heard: {found.transcript}")
     for word in found.words:
         print(f"  {word.start:7.3f} {word.end:7.3f}  {word.text}")
     if args.plot:
         from mmfeat.plot import plot_clip
 
-        plot_clip(args.media, args.text, recipe, args.plot, args.start, args.end)
+        plot_clip(args.media, args.text or found.transcript, recipe, args.plot, args.start, args.end)
         print(f"\n{args.plot}: drawn")
     return Exit.OK

@@ -8,6 +8,7 @@ from pipelines.exits import Exit, UsageError
 from pipelines.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
+    from mmfeat.recipe import Recipe
     from pipelines.features import Options
 
 SUMMARY = "extract the features of a corpus into one HDF5 file"
@@ -15,6 +16,7 @@ EXAMPLES = (
     "mmfeat extract demo/corpus -o features.h5",
     "mmfeat extract CORPUS -o aligned.h5 --aligned --recipe my.yaml --workers 8",
     "mmfeat extract CORPUS -o grid.h5 --grid 10",
+    "mmfeat extract CORPUS -o features.h5 --transcribe openai/whisper-small",
     "mmfeat extract CORPUS -o features.h5 --scheduler tcp://head:8786 --workdir /shared/work",
 )
 
@@ -43,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What `mmfeat run` takes as well."""
     parser.add_argument("--recipe", default="default", metavar="NAME|FILE.yaml", help="what to extract, and how")
+    add_transcribe(parser)
     parser.add_argument("--workers", type=positive, metavar="N", help="worker processes (default: one per core)")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786, instead"
@@ -77,6 +80,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_transcribe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--transcribe",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="speech recognition for clips whose text is empty, by a Whisper or CTC model: hub name or folder "
+        "(default: the recipe's, or openai/whisper-small)",
+    )
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that the command line names, with speech recognition where it asks for that."""
+    from mmfeat.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe)
+    return recipe if args.transcribe is None else recipe.transcribing(args.transcribe)
+
+
 def options_of(args: argparse.Namespace) -> Options:
     """Raises UsageError where options contradict each other."""
     from pipelines.features import Options
@@ -108,12 +130,11 @@ def positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> Exit:
     from mmfeat import corpus
-    from mmfeat.recipe import load_recipe
     from pipelines.features import make_features
 
     if args.out.is_dir():
         raise UsageError(f"{args.out} is a folder; -o names the file to write: {args.out / 'features.h5'}")
-    recipe = load_recipe(args.recipe)
+    recipe = recipe_of(args)
     if args.grid is not None:
         recipe = recipe.changed(grid_hz=args.grid)
     return make_features(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipelines.commands.extract import add_options, options_of, positive
+from pipelines.commands.extract import add_options, options_of, positive, recipe_of
 from pipelines.exits import Exit
 
 SUMMARY = "go the whole way: check, extract, train, evaluate, predict one clip"
@@ -27,6 +27,6 @@ def run(args: argparse.Namespace) -> Exit:
         args.corpus,
         args.out,
         seeds=args.seeds,
-        recipe=args.recipe,
+        recipe=recipe_of(args),
         options=options_of(args),
     )

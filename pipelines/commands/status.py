@@ -64,7 +64,7 @@ def count(workdir: Path, run: Run) -> Counts:
     recipe, store = Recipe.model_validate(run.start["recipe"]), Store(workdir.resolve())
     fingerprints = recipe.fingerprints()
     counts = Counts()
-    for clip in corpus.load(run.start["corpus"]).clips:
+    for clip in map(recipe.locate, corpus.load(run.start["corpus"]).clips):
         counts.clips += 1
         if clip.refused:
             counts.refused += 1

@@ -1,0 +1,90 @@
+"""Speech recognition for clips whose transcript is empty: `transcribe: {model: openai/whisper-small}` in a recipe."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from mmfeat import models
+from mmfeat.layout import canonical_json
+from mmfeat.registry import Config, MissingBackendError
+from mmfeat.track import Waveform
+
+VERSION = 1
+"""Raised when the same sound may give another text; part of the fingerprint."""
+_SILENT = 1e-3
+"""Peak, full scale 1, below which nothing is heard: Whisper would make up words."""
+_WHISPER_SECONDS = 30.0
+"""What Whisper hears at once."""
+
+
+class TranscribeConfig(Config):
+    model: str = Field(
+        "openai/whisper-small",
+        description="hub name or local folder of a transformers speech recognition model: Whisper, or any with CTC",
+    )
+    language: str | None = Field(None, description="ISO 639-1; null: the language of the recipe")
+
+
+@functools.lru_cache
+def fingerprint(config: TranscribeConfig, language: str) -> str:
+    """16 hex digits that change exactly when the text may change. Kept, since it is asked for every clip of a corpus.
+
+    Raises MissingModelError.
+    """
+    identity = {
+        "version": VERSION,
+        "model": models.digest(config.model),
+        "language": config.language or language,
+    }
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+
+class Transcriber:
+    """Sound to text, the likeliest token after the other, so that the same sound gives the same text."""
+
+    def __init__(self, config: TranscribeConfig, language: str):
+        import torch
+        import transformers
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what may be set differently, for every clip
+        folder = models.resolve(config.model)
+        try:
+            self._pipe: Any = transformers.pipeline(
+                "automatic-speech-recognition", model=str(folder), device="cpu", dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MissingBackendError(
+                f"model {config.model!r} cannot recognise speech: {error}; choose a Whisper or CTC model with its "
+                "tokenizer, such as: hf download openai/whisper-small"
+            ) from error
+        self._is_whisper = self._pipe.type == "seq2seq_whisper"
+        self._language = self._checked(config, config.language or language)
+
+    def _checked(self, config: TranscribeConfig, language: str) -> dict[str, str]:
+        """What Whisper is told of the language; nothing for a model of one language."""
+        known = getattr(self._pipe.model.generation_config, "lang_to_id", None) if self._is_whisper else None
+        if not known:
+            return {}
+        if f"<|{language}|>" not in known:
+            raise MissingBackendError(f"model {config.model!r} knows no language {language!r}")
+        return {"language": language, "task": "transcribe"}
+
+    def __call__(self, sound: Waveform) -> str:
+        """What is said; empty for silence. Long sound is heard in pieces."""
+        if not len(sound.samples) or np.abs(sound.samples).max() < _SILENT:
+            return ""
+        rate = self._pipe.feature_extractor.sampling_rate
+        heard = {"raw": sound.at(rate).samples, "sampling_rate": rate}
+        if not self._is_whisper:
+            said = self._pipe(heard, chunk_length_s=_WHISPER_SECONDS if self._pipe.type.startswith("ctc") else 0)
+        else:
+            how = {**self._language, "do_sample": False, "num_beams": 1}
+            said = self._pipe(heard, return_timestamps=sound.seconds > _WHISPER_SECONDS, generate_kwargs=how)
+        return " ".join(said["text"].split())
