@@ -69,11 +69,11 @@ _FLAGS = (*["-gaze"] * 3, "-pose", "-2Dfp", "-3Dfp", *["-pdmparams"] * 2, *["-au
 def write_program(folder: Path) -> Path:
     """An executable FeatureExtraction in `folder`; `calls.log` beside it gets a line of arguments per call."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "FeatureExtraction"
+    path = folder.resolve() / "FeatureExtraction"
     behaviours = {width: behaviour for behaviour, width in WIDTHS.items()}
     columns = [(flag, COLUMNS[group]) for group, flag in zip(COLUMNS, _FLAGS, strict=True)]
     script = _SCRIPT.format(
-        python=sys.executable, behaviours=behaviours, columns=columns, log=str(folder / "calls.log")
+        python=sys.executable, behaviours=behaviours, columns=columns, log=str(path.with_name("calls.log"))
     )
     path.write_text(script, encoding="utf-8")
     path.chmod(0o755)
