@@ -161,6 +161,13 @@ class TestModelsThatCannotBeUsed:
         with pytest.raises(MissingBackendError, match=r"hold no weights for encoder\.layers\.2\.attention\.k_proj"):
             made(folder)
 
+    def test_only_what_training_needs_may_lack(self, tmp_path: Path) -> None:
+        folder = tiny_models.speech("hubert", tmp_path)
+        weights = load_file(folder / "model.safetensors")
+        del weights["masked_spec_embed"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        assert made(folder)(speechlike(0.2)).valid.all()
+
     def test_whose_frames_are_not_those_of_its_convolutions(self, tmp_path: Path) -> None:
         adapted = tiny_models.speech("wav2vec2", tmp_path, add_adapter=True, output_hidden_size=32)
         with pytest.raises(MissingBackendError, match="gives other frames than its convolutions say"):

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from mmfeat import models
 from mmfeat.extractors import Config, MissingBackendError, register
+from mmfeat.extractors.hub import load_encoder
 from mmfeat.rhythm import Rhythm
 from mmfeat.track import Floats, Track, Waveform
 
@@ -50,10 +51,8 @@ class Ssl:
     def __init__(self, config: SslConfig):
         # Imported here, so that a client that only needs the config does not load a gigabyte of libraries.
         import torch
-        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
-        from transformers.utils import logging
+        from transformers import AutoConfig, AutoFeatureExtractor
 
-        logging.disable_progress_bar()
         self.config = config
         self._torch = torch
         folder = models.resolve(config.model)
@@ -66,22 +65,17 @@ class Ssl:
                     "Whisper model"
                 )
             self._prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            model, loading = AutoModel.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MissingBackendError(f"{config.model} is no speech encoder with its preprocessor: {reason}") from None
+            raise MissingBackendError(f"{config.model} is no speech encoder with its preprocessor: {reason}") from error
+        self._model = load_encoder(config.model)
         if self._is_whisper:
-            self._model, layers = model.get_encoder().eval(), known.encoder_layers
+            layers = known.encoder_layers
             stride = 2 * self._prepare.hop_length  # its second convolution leaves out every other spectrum
             self._rhythm = Rhythm.of([stride], [stride])
         else:
-            self._model, layers = model.eval(), known.num_hidden_layers
+            layers = known.num_hidden_layers
             self._rhythm = Rhythm.of(known.conv_kernel, known.conv_stride)
-        # What masks are made of in training may lack; other weights would be drawn at random.
-        if lacking := sorted(key for key in loading["missing_keys"] if "masked_spec_embed" not in key):
-            raise MissingBackendError(f"the files of {config.model} hold no weights for {', '.join(lacking[:3])}")
         self._layers = _chosen(config, layers)
         self._clip_norm = None if self._is_whisper else _ClipNorm.of(self._model.feature_extractor.conv_layers[0])
         self._rate: int = self._prepare.sampling_rate
