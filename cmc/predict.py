@@ -16,6 +16,7 @@ from cmc.calibration import expected_values, probabilities
 from cmc.config import MODALITIES, UsageError
 from cmc.data import DataError, Split, finite, shorten, text_mask
 from cmc.evaluate import check_same_features
+from cmc.kept import Completed, completed, reads_stage_1
 from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
 
 
@@ -36,6 +37,8 @@ class Prediction:
     """What logits were divided by. It was fitted to the fused ones."""
     absent: tuple[str, ...] = ()
     """Modalities that the run uses and the clip lacks."""
+    completed: tuple[str, ...] = ()
+    """Those of them whose features were made up from the others, and then used as if they were there."""
     value: float | None = None
     """The label as a number: Σ probability · the class's mean training label; None for named classes."""
 
@@ -43,8 +46,15 @@ class Prediction:
         return asdict(self)
 
 
-def predict(folder: Path, path: Path, text: str, start: float | None = None, end: float | None = None) -> Prediction:
-    """Extract a clip with the recipe that the run stores, and classify it.
+def predict(
+    folder: Path,
+    path: Path,
+    text: str,
+    start: float | None = None,
+    end: float | None = None,
+    complete: bool = False,
+) -> Prediction:
+    """Extract a clip with the recipe that the run stores, and classify it; `complete` makes up what it lacks.
 
     Raises UsageError where there is no such file or span; RunError where today's extraction would not give what the run
     was trained on, naming the parts that differ; MediaError where the clip cannot be read; MissingBackendError, with
@@ -64,19 +74,21 @@ def predict(folder: Path, path: Path, text: str, start: float | None = None, end
     aligned = record.features["aligned"]
     check_same_features(record, recipe.row_fingerprints(aligned), aligned)
     features = extract(path, text=text, recipe=recipe, start=start, end=end)
-    prediction = classify(folder, record, features.rows(aligned=aligned))
+    prediction = classify(folder, record, features.rows(aligned=aligned), complete)
     return replace(prediction, status=features.status, reason=features.reason)
 
 
-def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]]) -> Prediction:
+def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]], complete: bool = False) -> Prediction:
     """Classify one clip from its rows, as the feature file holds them: `text` (L, D), `text_bert` (3, L), `audio`
     (T, D), `audio_mask` (T,), and the same for vision. Raises DataError where the clip has no modality."""
     split = one_clip(rows, record)
-    if "text" in record.config.use and record.text_encoder is None and not is_cached(record.features["recipe"]):
+    arrays = "text" in record.config.use and (record.text_encoder is None or reads_stage_1(record, complete))
+    if arrays and not is_cached(record.features["recipe"]):
         split = cache(split, load_encoder(encoder_name(record.features["recipe"]), frozen=True))
     model = runs.load_model(folder, record)
+    source = completed(folder, record, split) if complete else split
     with torch.inference_mode():
-        output = model(split.batch(torch.tensor([0])))
+        output = model(source.batch(torch.tensor([0])))
     if not output.present.any():
         raise DataError(f"the clip has nothing to predict from: none of {', '.join(model.modalities)}")
     names, calibration = record.task.class_names, record.calibration
@@ -92,7 +104,8 @@ def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]]) -
         router=gates,
         status="ok",
         temperature=calibration.temperature,
-        absent=tuple(m for m, there in zip(model.modalities, output.present[0].tolist(), strict=True) if not there),
+        absent=tuple(m for m in model.modalities if not split.present(m)[0]),
+        completed=tuple(source.made()) if isinstance(source, Completed) else (),
         value=float(expected_values(fused, calibration.class_values)[0]) if calibration.class_values else None,
     )
 

@@ -203,7 +203,8 @@ def show_prediction(prediction: Any) -> None:
             if probabilities
             else ["absent" if m in prediction.absent else "not selected"] + [""] * (len(prediction.fused) - 1)
         )
-        table.add_row(m, *cells, percent(prediction.router[m]), end_section=m == list(prediction.modalities)[-1])
+        name = f"{m} (made up)" if m in prediction.completed else m
+        table.add_row(name, *cells, percent(prediction.router[m]), end_section=m == list(prediction.modalities)[-1])
     table.add_row("together", *(percent(p) for p in prediction.fused.values()), "")
     console.print(table)
     if prediction.value is not None:

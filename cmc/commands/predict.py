@@ -20,6 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="", help="what is said in it")
     parser.add_argument("--start", type=float, metavar="SECONDS", help="where the clip begins within the file")
     parser.add_argument("--end", type=float, metavar="SECONDS", help="where it ends")
+    parser.add_argument(
+        "--complete", action="store_true", help="make up what the clip lacks from what it has (--pretrain generation)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from cmc import seeds
     from cmc.predict import predict
 
-    prediction = predict(seeds.best(args.folder), args.clip, args.text, args.start, args.end)
+    prediction = predict(seeds.best(args.folder), args.clip, args.text, args.start, args.end, args.complete)
     if args.json:
         print(json.dumps(prediction.plain(), indent=1, ensure_ascii=False))
     else:
