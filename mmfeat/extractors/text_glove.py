@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -39,6 +39,8 @@ class GloveConfig(TextConfig):
     unknown: Literal["zero", "mean"] = Field(
         "zero", description="row of a word that the file lacks; mean: that of all the file's vectors"
     )
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"vectors"})
 
 
 def _file(config: GloveConfig) -> tuple[str]:
