@@ -175,7 +175,7 @@ class TestModelsThatCannotBeUsed:
 
     def test_without_that_layer(self, folders) -> None:
         for layer in (5, -6, (1, 9)):
-            with pytest.raises(ValueError, match=r"has layers 0 \(input\) to 4"):
+            with pytest.raises(MissingBackendError, match=r"has layers 0 \(input\) to 4"):
                 made(folders("wavlm"), layer=layer)
         with pytest.raises(ValueError, match="layer"):
             made(folders("wavlm"), layer=())

@@ -185,12 +185,12 @@ class _ClipNorm:
 
 
 def _chosen(config: SslConfig, layers: int) -> tuple[int, ...]:
-    """The layers whose mean is asked for. Raises ValueError for one that the model does not have."""
+    """The layers whose mean is asked for. Raises MissingBackendError for one that the model lacks."""
     if config.layer == "mean_last_4":
         asked: tuple[int, ...] = (-4, -3, -2, -1)
     else:
         asked = (config.layer,) if isinstance(config.layer, int) else config.layer
     for layer in asked:
         if not -layers - 1 <= layer <= layers:
-            raise ValueError(f"layer {layer}: {config.model} has layers 0 (input) to {layers}")
+            raise MissingBackendError(f"layer {layer}: {config.model} has layers 0 (input) to {layers}")
     return asked
