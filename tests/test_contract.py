@@ -43,6 +43,7 @@ CANDIDATES = (
     "zh",
     ("another",),
     {"a": "b"},
+    "run {folder} {name} {out} {id}",
 )
 
 
