@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,13 +40,15 @@ def run(
     seconds: float,
     environment: Mapping[str, str] | None = None,
     stop: Sequence[str] = (),
+    scratch: Path | None = None,
 ) -> Ended:
     """Run a command in a folder for at most so many seconds; its standard input is empty.
 
     When this returns or raises, its processes are gone, also those that it left behind. `stop` is a command that is
-    run too where it had to be killed: for what runs elsewhere on its behalf, such as a container.
+    run too where it had to be killed: for what runs elsewhere on its behalf, such as a container. `scratch` is a folder
+    that the caller removes; it is removed for a caller that was killed.
     """
-    order = json.dumps({"command": list(command), "stop": list(stop)})
+    order = json.dumps({"command": list(command), "stop": list(stop), "scratch": str(scratch) if scratch else None})
     with tempfile.TemporaryFile() as output:  # no pipe, which a forgotten child could hold open
         keeper = subprocess.Popen(
             [sys.executable, "-I", __file__, order],
@@ -93,7 +96,7 @@ def _keep(order: dict[str, Any]) -> int:
         print(f"{order['command'][0]}: {error.strerror}", flush=True)
         return 127
     killing = threading.Event()
-    watch = threading.Thread(target=_kill_at_end_of_input, args=(program, order["stop"], killing), daemon=True)
+    watch = threading.Thread(target=_kill_at_end_of_input, args=(program, order, killing), daemon=True)
     watch.start()
     status = program.wait()
     if killing.is_set():
@@ -102,7 +105,7 @@ def _keep(order: dict[str, Any]) -> int:
     return 128 - status if status < 0 else status
 
 
-def _kill_at_end_of_input(program: subprocess.Popen[bytes], stop: list[str], killing: threading.Event) -> None:
+def _kill_at_end_of_input(program: subprocess.Popen[bytes], order: dict[str, Any], killing: threading.Event) -> None:
     while os.read(0, 1024):
         pass
     killing.set()
@@ -110,9 +113,11 @@ def _kill_at_end_of_input(program: subprocess.Popen[bytes], stop: list[str], kil
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     _kill_group(program.pid)
-    if stop:
+    if order["stop"]:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(stop, stdin=subprocess.DEVNULL, timeout=_FINISH_SECONDS / 2, check=False)
+            subprocess.run(order["stop"], stdin=subprocess.DEVNULL, timeout=_FINISH_SECONDS / 2, check=False)
+    if order["scratch"]:
+        shutil.rmtree(order["scratch"], ignore_errors=True)
 
 
 def _descendants(pid: int) -> list[int]:

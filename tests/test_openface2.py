@@ -145,6 +145,7 @@ class TestRun:
         worker = subprocess.Popen(
             [sys.executable, "-c", f"from tests.test_openface2 import *; rows(Path({str(path)!r}))"],
             cwd=Path(__file__).parents[1],
+            env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
             stderr=subprocess.DEVNULL,
         )
         while not (calls(program) and calls(program)[-1][0] == "pids"):
@@ -153,6 +154,10 @@ class TestRun:
         worker.send_signal(end)
         wait_until_gone([worker.pid, *(int(pid) for pid in calls(program)[-1][1:])])
         worker.wait()
+        for _ in range(50):
+            if leftovers(tmp_path):
+                time.sleep(0.1)
+        assert leftovers(tmp_path) == []
 
 
 class TestContainer:

@@ -193,12 +193,12 @@ class Openface2:
         flags = dict.fromkeys(_FLAGS[group] for group in self.config.columns)
         if not self.config.container:
             command = [*self._command, "-f", str(folder / name), "-out_dir", str(out)]
-            return run([*command, *flags, *self.config.options], folder, seconds, _ONE_THREAD)
+            return run([*command, *flags, *self.config.options], folder, seconds, _ONE_THREAD, scratch=folder.parent)
         own = f"mmfeat-{uuid.uuid4().hex}"
         values = {"folder": folder, "name": name, "out": out, "id": own, "user": f"{os.getuid()}:{os.getgid()}"}
         filled = [re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), word) for word in self._command]
         stop = (filled[0], "kill", own) if Path(filled[0]).name in _DAEMONS else ()
-        return run([*filled, *flags, *self.config.options], folder, seconds, _ONE_THREAD, stop)
+        return run([*filled, *flags, *self.config.options], folder, seconds, _ONE_THREAD, stop, scratch=folder.parent)
 
     def _result(self, out: Path, spans: Spans, ended: Ended) -> Track:
         """Its exit status says little, being 0 for most failures: what counts is a CSV with a row for each picture."""
