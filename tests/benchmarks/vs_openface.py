@@ -4,7 +4,8 @@
 
 CSV is what OpenFace's FeatureExtraction wrote for VIDEO. Compared are the frames in which both see a face: landmark
 error over inter-ocular distance, head pose, gaze, and each expression measure with the action unit that it stands for.
-A correlation says nothing where the thing measured keeps still, so what moved is printed beside it.
+A correlation says nothing where the thing measured keeps still: how far it moved is printed beside it, and an aim is
+judged only where it moved by more than 5 degrees, or by more than half a step of OpenFace's intensities (0 to 5).
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ ACTION_UNITS = {
     "AU45": "eye_closure",
 }
 """OpenFace's action unit → the measure that should follow it (AU15, lip corners down, with the opposite sign)."""
+AIMED_AT = ("AU01", "AU02", "AU04", "AU12", "AU25", "AU26", "AU45")
+"""Action units that the measures should follow wherever they vary; the others are printed for comparison."""
 _REGIONS = {"jaw": (0, 17), "brows": (17, 27), "nose": (27, 36), "eyes": (36, 48), "mouth": (48, 68)}
 
 
@@ -54,11 +57,17 @@ class Agreement:
     r: float
     """Pearson correlation; NaN where either keeps still."""
     moved: float
-    """5th to 95th percentile of OpenFace's values."""
+    """1st to 99th percentile of OpenFace's values: a blink or two are in."""
     offset: float
     """Median of ours less theirs."""
     difference: float
     """Mean absolute difference after the offset."""
+
+    def verdict(self, moves: float, least_r: float, most_difference: float = float("inf")) -> str:
+        """`still` where OpenFace's values move by no more than `moves`, else whether the aim is `met` or `missed`."""
+        if self.moved <= moves:
+            return "still"
+        return "met" if self.r >= least_r and self.difference <= most_difference else "missed"
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Comparison:
     pose: list[Agreement]
     """Rotations, in degrees."""
     gaze: list[Agreement]
-    """In degrees."""
+    """In degrees, while the eyes are open."""
     measures: list[Agreement]
 
 
@@ -94,20 +103,22 @@ def compare(track: Track, theirs: dict[str, Floats]) -> Comparison:
     openface = {name: values[both] for name, values in theirs.items()}
     ours = {name: track.values[rows[both], column].astype(np.float64) for column, name in enumerate(track.names)}
 
-    def agree(mine: str, other: str, scale: float = 1.0) -> Agreement:
-        a, b = ours[mine] * scale, openface[other] * scale
+    def agree(mine: str, other: str, scale: float = 1.0, where: slice | NDArray[np.bool_] = slice(None)) -> Agreement:
+        a, b = ours[mine][where] * scale, openface[other][where] * scale
         still = a.std() < 1e-9 or b.std() < 1e-9
         offset = float(np.median(a - b))
-        low, high = np.percentile(b, (5, 95))
+        low, high = np.percentile(b, (1, 99))
         r = float("nan") if still else float(np.corrcoef(a, b)[0, 1])
         return Agreement(mine, other, r, float(high - low), offset, float(np.abs(a - b - offset).mean()))
 
     degrees = 180 / np.pi
+    # A shut eye looks nowhere: both then report what they make of the lashes.
+    is_open = openface["AU45_r"] < 1 if "AU45_r" in openface else slice(None)
     return Comparison(
         int(both.sum()),
         _landmark_error(ours, openface),
         [agree(f"pose_R{axis}", f"pose_R{axis}", degrees) for axis in "xyz"],
-        [agree(f"gaze_angle_{axis}", f"gaze_angle_{axis}", degrees) for axis in "xy"],
+        [agree(f"gaze_angle_{axis}", f"gaze_angle_{axis}", degrees, is_open) for axis in "xy"],
         [agree(name, f"{unit}_r") for unit, name in ACTION_UNITS.items() if f"{unit}_r" in openface],
     )
 
@@ -135,16 +146,19 @@ def run(video: Path) -> tuple[Track, float]:
 def report(found: Comparison) -> str:
     lines = [f"{found.frames} frames with a face in both", "", "landmark error / inter-ocular distance"]
     lines += [f"  {name:<8}{100 * error:6.2f} %" for name, error in found.landmarks.items()]
-    for title, unit, agreements in (
-        ("head pose", "°", found.pose),
-        ("gaze", "°", found.gaze),
-        ("expression measures and action units", "", found.measures),
-    ):
-        lines += ["", f"{title:<42}{'r':>8}{'moved':>10}{'offset':>10}{'difference':>12}"]
-        for one in agreements:
+    lines[-len(found.landmarks)] += f"  aim ≤ 4 %: {'met' if found.landmarks['all'] <= 0.04 else 'missed'}"
+
+    def table(title: str, unit: str, rows: list[tuple[Agreement, str]]) -> None:
+        lines.extend(["", f"{title:<42}{'r':>8}{'moved':>10}{'offset':>10}{'difference':>12}"])
+        for one, verdict in rows:
             name = one.ours if one.ours == one.theirs else f"{one.ours} – {one.theirs}"
-            scaled = f"{one.offset:9.2f}{unit}{one.difference:11.2f}{unit}" if unit else ""
-            lines.append(f"  {name:<40}{one.r:8.2f}{one.moved:9.2f}{unit or ' '}{scaled}")
+            scaled = f"{one.offset:9.2f}{unit}{one.difference:11.2f}{unit}" if unit else " " * 22
+            lines.append(f"  {name:<40}{one.r:8.2f}{one.moved:9.2f}{unit or ' '}{scaled}  {verdict}".rstrip())
+
+    table("head pose: r ≥ 0.95, difference ≤ 3°", "°", [(one, one.verdict(5, 0.95, 3)) for one in found.pose])
+    table("gaze, eyes open: r ≥ 0.6", "°", [(one, one.verdict(5, 0.6)) for one in found.gaze])
+    units = [(one, one.verdict(0.5, 0.6) if one.theirs[:4] in AIMED_AT else "") for one in found.measures]
+    table("measures and action units: r ≥ 0.6", "", units)
     return "\n".join(lines)
 
 
