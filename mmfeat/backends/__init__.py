@@ -104,6 +104,13 @@ BACKENDS: dict[str, Backend] = {
             ("py-feat", "numpy", "torch"),
             (11, 13),
             "MIT (code); its models have licences of their own, some for non-commercial use only",
+            lambda folder: " && ".join(
+                f"{scripts(folder) / 'hf'} download {source} --local-dir {weights_folder('pyfeat')}"
+                for source in (
+                    "py-feat/retinaface_r34 model.safetensors",
+                    "py-feat/face_multitask_v2 face_multitask_v28.safetensors",
+                )
+            ),
         ),
     )
 }

@@ -81,7 +81,7 @@ def install(backend: Backend, python: str = "", report: Report = lambda step: No
         report(f"environment with {base}")
         _run([base, "-m", "venv", "--without-pip", str(folder)], f"{base} could not make an environment")
         report(f"pip installs {backend.pinned} and what it needs")
-        _pip_install(backend, _python(folder))
+        _pip_install(backend, folder)
         report("it is asked for its version")
         from mmfeat.backends.process import probe
 
@@ -154,19 +154,14 @@ def _python_version(python: str) -> tuple[int, int]:
     return int(said[0]), int(said[1])
 
 
-def _pip_install(backend: Backend, python: Path) -> None:
+def _pip_install(backend: Backend, folder: Path) -> None:
     """Our own pip installs into the environment, which so needs none; settings for pip hold as ever."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
-    command += ["--no-input", "--constraint", str(backend.pins_file), backend.pinned]
+    # What is asked for must not be a constraint, too: pip would call a missing package a conflict with itself.
+    constraints = folder / "constraints.txt"
+    pins = (f"{name}=={version}\n" for name, version in backend.pins.items() if name != backend.requirement.lower())
+    constraints.write_text("".join(pins), encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "--python", str(_python(folder)), "install", "--disable-pip-version-check"]
+    command += ["--no-input", "--progress-bar", "off", "--constraint", str(constraints), backend.pinned]
     _run(command, f"pip could not install {backend.name}")
 
 
@@ -177,10 +172,17 @@ def _run(command: list[str], trouble: str) -> str:
     except OSError as error:
         raise BackendError(f"{trouble}: {error}") from None
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
-        words = [line.strip() for line in lines if line.strip() and not line.startswith("WARNING")]
-        raise BackendError(f"{trouble}: {' '.join(words[-4:])}")
+        raise BackendError(f"{trouble}: {_last_words(done.stdout, done.stderr)}")
     return done.stdout
+
+
+def _last_words(output: str, errors: str) -> str:
+    """What went wrong; pip tells of conflicts among what it does, then advises to loosen our pins."""
+    conflict = output.partition("The conflict is caused by:")[2].partition("To fix this")[0]
+    lines = (errors.strip() or output.strip() or "it said nothing").splitlines()
+    telling = [line for line in lines if not line.startswith(("WARNING", "ERROR: ResolutionImpossible"))]
+    broken = [line for line in lines if "connection broken" in line]
+    return " ".join(" ".join([*conflict.splitlines(), *broken[-1:], *telling[-4:]]).split())
 
 
 def _prefix() -> str:

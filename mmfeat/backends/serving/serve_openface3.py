@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 from server import serve
+from torchvision_build import import_torchvision
 
 POINTS, EMOTIONS, SCORES = 98, 8, 8
 _FACE = 0.5
@@ -23,7 +23,7 @@ class OpenFace3:
 
     @staticmethod
     def load() -> None:
-        _import_torchvision()
+        import_torchvision()
         import openface.face_detection
         import openface.landmark_detection
         import openface.multitask_model  # noqa: F401
@@ -67,25 +67,6 @@ class OpenFace3:
         emotions, gaze, scores = self._heads.predict(picture[top:bottom, left:right])
         emotions = torch.softmax(emotions, dim=1)
         return np.concatenate([points.T.ravel(), *(part[0].cpu().numpy() for part in (gaze, emotions, scores))])
-
-
-def _import_torchvision() -> None:
-    """Import it also where its compiled operators do not fit torch's build: CPU torch from one index, it from another.
-
-    It cannot be imported then unless two of them are declared. Nothing here calls them.
-    """
-    import torch
-
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        for operator in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        import torchvision  # noqa: F401
 
 
 def _detector(weights: str, device: str) -> Any:
