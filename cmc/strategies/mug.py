@@ -25,13 +25,14 @@ The rest is (design):
 * The held-out clips are a fifth of the training split, never validation clips. ỹ is another clip's label on half of
   the clips: so sure a label is, and so much must a representation say against it.
 * Labels are made once, at the end of phase 2, for validation clips as well: MUCN was taught with encoders as they
-  were then. Both preparing phases have a fixed number of epochs; in phase 3 a modality is kept at the epoch of its
+  were then. Phases 1 and 2 take a given number of steps; in phase 3 a modality is kept at the epoch of its
   lowest validation loss against its corrected labels, which do not move.
 * Stage 2 wants classes: of a distribution the likeliest, of a number the class whose mean training label is nearest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -47,8 +48,8 @@ from cmc.strategies.labels import Target, target_of
 from cmc.training import optimizer
 from cmc.unimodal import Unimodal
 
-PRETRAIN, META = 10, 15
-"""Epochs of the first two phases."""
+STEPS, EPOCHS = 150, 5
+"""Of each of the first two phases, at least: a small corpus has few steps in an epoch."""
 LAMBDA = 0.1
 """Weight of InfoNCE."""
 MU = 1.0
@@ -65,6 +66,10 @@ HELD_OUT = 0.2
 
 def pretrain(given: Given) -> Pretrained:
     return run(MUG(given.models, given.train, given.valid, given.config, given.task), given.report, given.journal)
+
+
+def _epochs(clips: int, batch_size: int) -> int:
+    return max(EPOCHS, math.ceil(STEPS / math.ceil(clips / batch_size)))
 
 
 def info_nce(projected: Tensor, h: Tensor, temperature: float) -> Tensor:
@@ -134,8 +139,6 @@ class Networks(nn.Module):
 class MUG(Stage):
     """The three phases, one after the other."""
 
-    warmup = PRETRAIN + META
-
     def __init__(self, models: Mapping[str, Unimodal], train: Split, valid: Split, config: Config, task: Task):
         super().__init__(models, train, valid, config, task)
         device = train.label("M").device
@@ -150,10 +153,13 @@ class MUG(Stage):
         shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).to(device)
         held_out = max(1, round(HELD_OUT * len(train)))
         self.held_out, self.taught = shuffled[:held_out], shuffled[held_out:]
+        self.first = _epochs(len(train), config.batch_size)
+        """Epochs of phase 1."""
+        self.warmup = self.first + _epochs(len(self.taught), config.batch_size)
         self._found: dict[str, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:
-        if PRETRAIN < epoch <= self.warmup:
+        if self.first < epoch <= self.warmup:
             return self._meta_epoch()
         self.networks.train()
         sums: dict[str, float] = {}
