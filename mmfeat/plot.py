@@ -37,7 +37,7 @@ def plot_clip(
         sound = media.waveform()
     shape = frames[0].image.shape if frames else (1, 2)
     strip = 10.5 / STRIP * shape[0] / shape[1] + 0.3  # as high as the frames are, and their titles
-    ratios = (strip, 1.3, 1.1, 3.6)
+    ratios = (strip, 1.3, 1.1, max(3.6, 0.125 * len(_measures(features.vision))))
     figure, axes = plt.subplots(
         4, 1, figsize=(12, sum(ratios) + 1), sharex=True, height_ratios=ratios, layout="constrained"
     )
@@ -131,8 +131,8 @@ def _draw_pitch(axis: Axes, audio: Track) -> None:
 
 
 def _draw_measures(axis: Axes, vision: Track) -> None:
-    """Columns with a name of their own (not numbered points), each scaled to its own range in the clip."""
-    shown = [k for k, name in enumerate(vision.names) if not _NUMBERED.search(name) and not name.startswith("gaze_")]
+    """Columns that are not numbered points, each scaled to its own range in the clip."""
+    shown = _measures(vision)
     if not len(vision) or not vision.valid.any() or not shown:
         axis.set_yticks([])
         axis.text(0.5, 0.5, "no face", ha="center", transform=axis.transAxes)
@@ -143,6 +143,11 @@ def _draw_measures(axis: Axes, vision: Track) -> None:
     axis.pcolormesh(edges, np.arange(len(shown) + 1), _scaled(values).T, cmap="RdBu_r", vmin=-2.5, vmax=2.5)
     axis.set_yticks(np.arange(len(shown)) + 0.5, [vision.names[k] for k in shown], fontsize=8)
     axis.invert_yaxis()
+
+
+def _measures(vision: Track) -> list[int]:
+    """The columns with a name of their own."""
+    return [k for k, name in enumerate(vision.names) if not _NUMBERED.search(name) and not name.startswith("gaze_")]
 
 
 def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
