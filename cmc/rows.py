@@ -46,12 +46,12 @@ def averaged(x: Tensor, mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     measured are left out of the means.
     """
     clips, longest = mask.shape
-    position = torch.arange(longest)
+    position = torch.arange(longest, device=x.device)
     lengths = ((position + 1) * mask).amax(1)
     windows = (-(-lengths // steps)).clamp_min(1)
-    slot = (position // windows[:, None] + torch.arange(clips)[:, None] * steps)[mask]
+    slot = (position // windows[:, None] + torch.arange(clips, device=x.device)[:, None] * steps)[mask]
     counts = torch.bincount(slot, minlength=clips * steps)
-    sums = torch.zeros(clips * steps, x.shape[2]).index_add_(0, slot, x[mask])
+    sums = x.new_zeros(clips * steps, x.shape[2]).index_add_(0, slot, x[mask])
     return (sums / counts.clamp_min(1)[:, None]).view(clips, steps, -1), counts.view(clips, steps) > 0
 
 

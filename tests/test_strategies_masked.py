@@ -130,8 +130,8 @@ def test_neighbours_in_a_batch_change_nothing() -> None:
 
 def test_wordpieces_that_training_has_not_are_no_targets() -> None:
     clips = split(6)
-    pieces = Pieces([clips])
     ids = clips.tokens[:, 0][pieces_of(clips.tokens, clips.masks["text"])]
+    pieces = Pieces(ids)
     assert len(pieces) == len(ids.unique()) and pieces(ids).min() == 0
     assert pieces(torch.tensor([1, 9999])).tolist() == [-1, -1]
     torch.testing.assert_close(pieces.log_share.exp().sum(), torch.tensor(1.0))
@@ -145,6 +145,17 @@ def test_vectors_of_words_are_targets_where_there_are_no_wordpieces() -> None:
     assert stage(clips, clips).filler.pieces is not None
     losses, counts, _ = made.losses(whole(words), made.hidden(whole(words), torch.Generator().manual_seed(0)))
     assert counts["text"] > 0 and torch.isfinite(losses["text"])
+
+
+def test_transcripts_without_a_word() -> None:
+    """Special wordpieces alone: nothing to hide, and no text to learn from."""
+    clips = split(6)
+    tokens = clips.tokens.clone()
+    tokens[:, :, 2:] = 0
+    silent = replace(clips, tokens=tokens, masks={**clips.masks, "text": torch.zeros_like(clips.masks["text"])})
+    made = stage(silent, silent)
+    losses = made.validate(1)
+    assert "text" not in losses and made.figures(losses)["text"] == pytest.approx(losses["audio"] + losses["vision"])
 
 
 def test_the_encoder_does_not_read_hidden_pieces(encoder: TextModel) -> None:

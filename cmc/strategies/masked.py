@@ -53,9 +53,9 @@ class Pieces(nn.Module):
     numbers: Tensor
     log_share: Tensor
 
-    def __init__(self, splits: Sequence[Split]):
+    def __init__(self, ids: Tensor):
+        """ids (R,) of all of them, as often as they occur."""
         super().__init__()
-        ids = torch.cat([split.tokens[:, 0][pieces_of(split.tokens, _text_mask(split))] for split in splits])
         found, counts = ids.unique(return_counts=True)
         numbers = torch.full((int(found.max()) + 1,), -1, device=ids.device)
         numbers[found] = torch.arange(len(found), device=ids.device)
@@ -115,8 +115,9 @@ class Masked(Stage):
         super().__init__(models, train, valid, config, task)
         splits = (train, *unlabelled)
         columns = {m: int(train.inputs[m].shape[2]) for m in models}
-        words = "text" in models and any(bool(split.tokens[:, 0].any()) for split in splits)
-        self.filler = Filler(columns, config, Pieces(splits) if words else None).to(train.tokens.device)
+        ids = torch.cat([split.tokens[:, 0][pieces_of(split.tokens, _text_mask(split))] for split in splits])
+        words = "text" in models and bool(ids.any())
+        self.filler = Filler(columns, config, Pieces(ids) if words else None).to(train.tokens.device)
         for m in self.filler.targets:
             self.filler.targets[m] = Targets.of(train, m)
         self.read_again = words and encoder is not None
