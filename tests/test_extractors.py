@@ -13,7 +13,7 @@ import pytest
 
 from mmfeat import models
 from mmfeat.corpus import Clip
-from mmfeat.extractors import ENTRIES, Config, find, register
+from mmfeat.extractors import ENTRIES, Config, MissingBackendError, find, register
 from mmfeat.recipe import Recipe, RecipeError, load_recipe
 from mmfeat.track import Frame, Track, Waveform, Wordpieces
 from tests import tiny_models
@@ -37,11 +37,25 @@ def _models(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @functools.cache
+def lacking(name: str) -> str:
+    """What a backend that is installed lacks all the same: weights."""
+    if not ENTRIES[name].backend:
+        return ""
+    try:
+        find(name).make(find(name).config())(iter(frames(1)))
+    except MissingBackendError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
 def needed(name: str) -> dict[str, Any]:
     """Settings without which an extractor cannot run here: a tiny model. Skips where its packages are not installed."""
     if missing := ENTRIES[name].missing():
         pytest.skip(f"{', '.join(missing)} not installed")
     if (program := ENTRIES[name].program) and (why := program.missing()):
+        pytest.skip(f"{name}: {why}")
+    if why := lacking(name):
         pytest.skip(f"{name}: {why}")
     return tiny_models.SETTINGS.get(name, lambda folder: {})(Path(tempfile.mkdtemp(dir=_folder)))
 
