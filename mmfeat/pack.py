@@ -25,7 +25,10 @@ from mmfeat.recipe import Recipe
 from mmfeat.shards import Shard, Store
 from mmfeat.track import Word
 
-PACKAGES = ("mmfeat", "numpy", "torch", "transformers", "librosa", "av", "opencv-python-headless", "ai-edge-litert")
+PACKAGES = (
+    *("mmfeat", "numpy", "torch", "transformers", "librosa", "opensmile", "av", "opencv-python-headless"),
+    "ai-edge-litert",
+)
 POLARITIES = ("negative", "neutral", "positive")
 _CLASS_COLUMNS = {"label": "classification_labels"} | {f"label_{key[-1]}": key for key in layout.CLASSES.values()}
 
