@@ -257,13 +257,18 @@ def _damaged(shard: Shard, damage: str) -> Shard:
 def _vision(media: Media, clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
     extractor = loaded("vision", recipe)
     began, decoding = time.perf_counter(), timings.get("decode", 0.0)
-    frames = _timed_frames(media.frames(), timings)
-    track = extractor(frames, clip) if recipe.registered("vision").by_clip else extractor(frames)
+    frames, registered = _timed_frames(media.frames(), timings), recipe.registered("vision")
+    if registered.by_clip:
+        track = extractor(frames, clip)
+    elif registered.hears(extractor.config):
+        track = extractor(frames, media.waveform)
+    else:
+        track = extractor(frames)
     spent = time.perf_counter() - began
     timings["vision"] = spent - (timings.get("decode", 0.0) - decoding)
     if not len(track):
         return _track_shard(track, "no_video", "no picture could be decoded" if media.has_video else "")
-    shard = _track_shard(track, "ok" if track.valid.any() else "no_face")
+    shard = _track_shard(track, "ok" if track.valid.any() else "no_face", track.note)
     return replace(shard, seconds=float(track.times[-1, 1]))  # pictures that were not decoded have a length too
 
 
@@ -318,7 +323,7 @@ def _text(clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
     if clip.transcriber:
         details["transcript"] = text
         states.append("transcribed")
-    if not steps:
+    if not pieces.values.any():  # of word vectors; rows of unknown words stay, for audio and vision that go with them
         why = "the transcript has no word that has a vector"
         return Shard("+".join([*states, "no_text"]), why, arrays=arrays, details=details)
     reason = ""

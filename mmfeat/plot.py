@@ -135,7 +135,8 @@ def _draw_measures(axis: Axes, vision: Track) -> None:
     shown = _measures(vision)
     if not len(vision) or not vision.valid.any() or not shown:
         axis.set_yticks([])
-        axis.text(0.5, 0.5, "no face", ha="center", transform=axis.transAxes)
+        why = "no face" if not vision.valid.any() else "no columns with names of their own"
+        axis.text(0.5, 0.5, why, ha="center", transform=axis.transAxes)
         return
     values = vision.values[:, shown].astype(float)
     values[~vision.valid] = np.nan
