@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmfeat.backends import Backend, BackendError, environment
@@ -326,6 +326,7 @@ def test_a_server_ends_when_we_are_killed(script: Path, tmp_path: Path, state: s
 
 
 class TestWire:
+    @settings(deadline=None)
     @given(
         st.sampled_from(["|u1", "<f4", "<f8", "|b1"]),
         st.lists(st.integers(0, 5), max_size=4),
@@ -344,12 +345,14 @@ class TestWire:
         np.testing.assert_array_equal(message.array, array)
         assert wire.receive(pipe) == ("next", {}, None) and wire.receive(pipe) is None
 
+    @settings(deadline=None)
     @given(st.binary(max_size=60))
     def test_garbage_is_refused_not_waited_for(self, garbage: bytes) -> None:
         if garbage:
             with pytest.raises(wire.WireError):
                 wire.receive(io.BytesIO(garbage))
 
+    @settings(deadline=None)
     @given(st.integers(0, 200))
     def test_a_message_that_was_cut_off_is_no_message(self, kept: int) -> None:
         pipe = io.BytesIO()
