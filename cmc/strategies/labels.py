@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmc.config import Config
 from cmc.data import Split, Task
+from cmc.training import class_weights
 from cmc.unimodal import Head
 
 
@@ -53,10 +55,11 @@ class Target(ABC):
 
 
 class Distributions(Target):
-    """Over K classes: cross-entropy."""
+    """Over K classes: cross-entropy, with a weight (K,) per class if any, as cmc.losses has it."""
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, weight: Tensor | None = None):
         self.columns = classes
+        self.weight = weight
 
     def labels(self, split: Split) -> Tensor:
         return functional.one_hot(split.label("M"), self.columns).float()
@@ -65,7 +68,8 @@ class Distributions(Target):
         return output.softmax(1)
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        return -(labels * output.log_softmax(1)).sum(1).mean()
+        weighted = labels if self.weight is None else labels * self.weight
+        return -(weighted * output.log_softmax(1)).sum() / weighted.sum()
 
     def head(self, head: Head) -> nn.Module:
         return head
@@ -129,6 +133,8 @@ def class_values(train: Split, task: Task) -> Tensor:
     return torch.stack(means).nan_to_num(nan=torch.inf)
 
 
-def target_of(train: Split, task: Task) -> Target:
-    """Numbers where the clips' labels are such, else distributions."""
-    return Distributions(task.classes) if train.values is None else Numbers(class_values(train, task))
+def target_of(train: Split, config: Config, task: Task) -> Target:
+    """Numbers where the clips' labels are such, else distributions, which class weights are for."""
+    if train.values is not None:
+        return Numbers(class_values(train, task))
+    return Distributions(task.classes, class_weights(train, config, task))

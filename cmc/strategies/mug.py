@@ -142,7 +142,7 @@ class MUG(Stage):
     def __init__(self, models: Mapping[str, Unimodal], train: Split, valid: Split, config: Config, task: Task):
         super().__init__(models, train, valid, config, task)
         device = train.label("M").device
-        self.target = target_of(train, task)
+        self.target = target_of(train, config, task)
         self.own = {name: self.target.labels(split) for name, split in self.splits.items()}
         self.networks = Networks(self.models, config, self.target).to(device)
         self.optimizer = optimizer([self.networks], config)

@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from sims import COLUMNS, LENGTHS, STEPS, TASK, clips
@@ -45,7 +46,7 @@ def epochs(strategy: str, train: Split, valid: Split, config: Config) -> list[fl
         taken.append(time.process_time())
 
     pretrain(Given(models, train, valid, config, TASK, report=report))
-    return [end - start for start, end in zip(taken[1:], taken[2:], strict=False)]
+    return [end - start for start, end in pairwise(taken[1:])]
 
 
 def main() -> None:
