@@ -411,6 +411,31 @@ def test_a_mirrored_face_has_mirrored_angles(facemesh: Facemesh, known_motion: M
     assert known_motion.follow_distance(facemesh, frames) == pytest.approx(2, rel=0.05)
 
 
+def test_aims_are_judged_only_where_something_moves(vs_openface: ModuleType) -> None:
+    """What keeps still proves nothing, and NaN is no agreement."""
+
+    def verdict(r: float, moved: float, difference: float = 1.0) -> str:
+        return str(vs_openface.Agreement("a", "b", r, moved, 0.0, difference).verdict(5, 0.95, 3))
+
+    assert verdict(0.99, 4) == verdict(0.1, 5) == "still"
+    assert verdict(0.96, 6) == "met"
+    assert verdict(0.94, 6) == verdict(float("nan"), 6) == verdict(0.99, 6, 3.5) == "missed"
+
+
+def test_shut_eyes_are_left_out_of_gaze(vs_openface: ModuleType, facemesh: Facemesh) -> None:
+    """Our own values under OpenFace's names agree with themselves, whatever gaze does while the eyes are shut."""
+    random = np.random.default_rng(0)
+    values = random.normal(0, 0.1, (40, len(facemesh.names)))
+    times = np.stack([np.arange(40), np.arange(1, 41)], axis=1) / 25
+    theirs = {name: values[:, place].copy() for place, name in enumerate(facemesh.names)}
+    shut = np.arange(40) % 4 == 0
+    theirs |= {"timestamp": times[:, 0], "success": np.ones(40), "confidence": np.ones(40), "AU45_r": 2.0 * shut}
+    theirs["gaze_angle_x"][shut] += 1
+    found = vs_openface.compare(Track(times, values.astype(np.float32), np.ones(40, bool), facemesh.names), theirs)
+    assert found.landmarks["all"] == pytest.approx(0, abs=1e-4)
+    assert [one.r for one in found.pose + found.gaze] == [pytest.approx(1)] * 5
+
+
 def test_agrees_with_openface(face_models: list[Path], vs_openface: ModuleType, shared_data: Path) -> None:
     track, _ = vs_openface.run(shared_data / "openface/subj01_timepoint01.mp4")
     csv = shared_data / "openface/subj01_timepoint01_openface.csv"
