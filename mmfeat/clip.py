@@ -260,7 +260,7 @@ def _vision(media: Media, clip: Clip, recipe: Recipe, timings: Timings) -> Shard
     frames, registered = _timed_frames(media.frames(), timings), recipe.registered("vision")
     if registered.by_clip:
         track = extractor(frames, clip)
-    elif registered.hears(extractor.config):
+    elif registered.hears(recipe.config("vision")):
         track = extractor(frames, media.waveform)
     else:
         track = extractor(frames)

@@ -113,6 +113,9 @@ class Registered:
     by_clip: bool = False
     """Whether a vision extractor is called with the Clip after its frames, which are then decoded only where it asks
     for them."""
+    hears: Callable[[Any], bool] = lambda config: False
+    """Whether, by its config, a vision extractor is called with a function after its frames; once they are used up, it
+    gives the clip's Waveform, or None."""
 
 
 class Registry:
@@ -159,13 +162,14 @@ class Registry:
         given_file: Callable[[Any, Clip], Path | None] | None = None,
         by_language: bool = False,
         by_clip: bool = False,
+        hears: Callable[[Any], bool] = lambda config: False,
     ) -> Callable[[type], type]:
         """Class decorator: enter a part under its name. A second one of that name is an error."""
 
         def enter(make: type) -> type:
             if name in self._registered:
                 raise ValueError(f"{self._kind} {name!r} is registered twice")
-            self._registered[name] = Registered(config, make, version, models, given_file, by_language, by_clip)
+            self._registered[name] = Registered(config, make, version, models, given_file, by_language, by_clip, hears)
             return make
 
         return enter

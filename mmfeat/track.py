@@ -65,6 +65,8 @@ class Track:
     """Shape (T,): false where there was nothing to measure (no face in the frame, say)."""
     names: tuple[str, ...]
     """One name per column."""
+    note: str = ""
+    """What the user should know of how it was made; becomes the clip's reason."""
 
     def __post_init__(self) -> None:
         steps = len(self.values)

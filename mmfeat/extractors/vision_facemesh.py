@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from mmfeat import models
 from mmfeat.extractors import Config, openface_columns, register
 from mmfeat.extractors import face_geometry as geometry
 from mmfeat.extractors.face_follow import FaceFollower, Seen
 from mmfeat.extractors.face_geometry import Faces
 from mmfeat.extractors.face_measures import MEASURES, measures
 from mmfeat.extractors.face_nets import NETS, FaceNets
-from mmfeat.track import Frame, Track
+from mmfeat.extractors.face_people import Choice, People, Seats, Sound
+from mmfeat.track import Frame, Seconds, Track
+from mmfeat.voice import MODEL as VOICE
 
 Floats = NDArray[np.floating]
 Group = Literal["pose", "gaze", "landmarks_2d", "landmarks_3d", "landmarks_px", "measures"]
@@ -41,13 +45,18 @@ class FacemeshConfig(Config):
         description="groups of columns, in their order: pose and gaze as OpenFace's; 68 landmarks in the image with "
         "roll and size removed, in space with pose and size removed, or in pixels; expression measures",
     )
-    person: Literal["largest", "longest"] = Field(
+    person: Choice = Field(
         "largest",
-        description="whose face, where there are several: the one that fills most of the picture over the whole clip, "
-        "or the one that is seen longest. Where that face is gone, the next one in this order is taken",
+        description="whose face, where there are several. largest: who fills most of the picture over the whole clip; "
+        "longest: who is seen longest; where that one is gone, the next in this order. speaking: at each moment, whose "
+        "mouth moves with the voice that is heard (needs the model silero_vad). all: everybody, in columns face0_… up "
+        "to max_faces, the largest first; face0_seen is 1 where that one is there",
     )
     max_faces: int = Field(3, ge=1, description="faces followed at once; each costs as much time as the first")
     detect_every: int = Field(15, ge=1, description="frames between looking for further faces while one is followed")
+    memory: float = Field(
+        2.0, ge=0, description="seconds that a person may be hidden and still be the same; a cut makes everybody new"
+    )
     detection: float = Field(0.5, gt=0, le=1, description="score from which BlazeFace's answer counts as a face")
     presence: float = Field(0.5, gt=0, le=1, description="score below which the mesh has lost its face")
     smoothing: float = Field(
@@ -64,17 +73,28 @@ class FacemeshConfig(Config):
         return columns
 
 
-@register("facemesh", FacemeshConfig, version=3, models=lambda config: NETS)
+@register(
+    "facemesh",
+    FacemeshConfig,
+    version=3,
+    models=lambda config: (*NETS, VOICE) if config.person == "speaking" else NETS,
+    hears=lambda config: config.person == "speaking",
+)
 class Facemesh:
     """Raises MissingModelError where the nets were not pulled."""
 
     def __init__(self, config: FacemeshConfig):
         self.config = config
-        self.names = tuple(name for group in config.columns for name in COLUMNS[group])
+        names = tuple(name for group in config.columns for name in COLUMNS[group])
+        if config.person == "all":
+            names = tuple(f"face{k}_{name}" for k in range(config.max_faces) for name in ("seen", *names))
+        self.names = names
         self._nets = FaceNets()
+        if config.person == "speaking":
+            models.local(VOICE)  # where it is missing, it is missed before the first clip
 
-    def __call__(self, frames: Iterable[Frame]) -> Track:
-        """One row per frame; valid where a face was found."""
+    def __call__(self, frames: Iterable[Frame], sound: Sound | None = None) -> Track:
+        """One row per frame; valid where a face was found. `sound` is called after the last frame, for `speaking`."""
         config = self.config
         follow = FaceFollower(
             self._nets,
@@ -83,26 +103,39 @@ class Facemesh:
             config.detection,
             config.presence,
             eyes=config.columns != ("pose",),
+            memory=config.memory,
         )
-        people: dict[int, _Person] = {}
+        people, tables = People(config.person), dict[int, _Table]()
         times = []
         for index, frame in enumerate(frames):
             times.append((frame.start, frame.end))
-            height, width = frame.image.shape[:2]
-            for face in follow(frame.image):
-                person = people.setdefault(face.identity, _Person(config.columns))
-                person.add(index, face, (width, height))
-        values = np.zeros((len(times), len(self.names)), np.float32)
-        valid = np.zeros(len(times), bool)
-        for person in sorted(people.values(), key=lambda person: person.rank(config.person)):
-            person.write(values, valid)
+            size = frame.image.shape[1], frame.image.shape[0]
+            seen = follow(frame.image, frame.start)
+            people.see(index, seen, size)
+            for face in seen:
+                tables.setdefault(face.identity, _Table(config.columns)).add(index, face, size)
         spans = np.array(times, np.float64).reshape(-1, 2)
-        if config.smoothing:
-            values = _smooth(values, valid, spans.mean(axis=1), config.smoothing)
-        return Track(spans, values, valid, self.names)
+        seats, note = people.seats(spans, config.max_faces, sound)
+        values, valid = self._rows(spans, seats, tables)
+        return Track(spans, values, valid, self.names, note)
+
+    def _rows(
+        self, spans: Seconds, seats: Seats, tables: dict[int, _Table]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Values and mask; where there are several seats, each one's first column says whether somebody sits there."""
+        values: NDArray[np.float32] = np.zeros((*seats.shape, len(self.names) // seats.shape[1]), np.float32)
+        for identity, table in tables.items():
+            table.write(values, seats, identity)
+        for seat, whose in enumerate(seats.T):
+            if self.config.smoothing:
+                values[:, seat] = _smooth(values[:, seat], whose, spans.mean(axis=1), self.config.smoothing)
+            if self.config.person == "all":
+                values[:, seat, 0] = whose >= 0
+        valid: NDArray[np.bool_] = np.asarray((seats >= 0).any(axis=1))
+        return values.reshape(len(seats), len(self.names)), valid
 
 
-class _Person:
+class _Table:
     """One face's rows, made in blocks."""
 
     def __init__(self, columns: tuple[Group, ...]):
@@ -111,7 +144,6 @@ class _Person:
         self._rows: list[Floats] = []
         self._waiting: list[Seen] = []
         self._size = (0, 0)
-        self._share = 0.0
 
     def add(self, frame: int, face: Seen, size: tuple[int, int]) -> None:
         if len(self._waiting) == _BLOCK or size != self._size:
@@ -119,19 +151,17 @@ class _Person:
         self._size = size
         self._frames.append(frame)
         self._waiting.append(face)
-        self._share += face.area / (size[0] * size[1])
 
-    def rank(self, by: str) -> float:
-        """The person to take sorts last."""
-        return self._share if by == "largest" else len(self._frames)
-
-    def write(self, values: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-        """Set this person's rows, over whatever is there."""
+    def write(self, values: NDArray[np.float32], seats: Seats, identity: int) -> None:
+        """Set the last columns of the seats that are this face's; a seat whose row is not finite becomes nobody's."""
         self._flush()
-        rows = np.concatenate(self._rows)
-        usable = np.isfinite(rows).all(axis=1)
-        frames = np.array(self._frames)[usable]
-        values[frames], valid[frames] = rows[usable], True
+        rows, frames = np.concatenate(self._rows), np.array(self._frames)
+        for seat in range(seats.shape[1]):
+            mine = seats[frames, seat] == identity
+            broken = mine & ~np.isfinite(rows).all(axis=1)
+            seats[frames[broken], seat] = -1
+            mine &= ~broken
+            values[frames[mine], seat, -rows.shape[1] :] = rows[mine]
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -170,13 +200,13 @@ def _by_axis(points: Floats) -> Floats:
     return points.transpose(0, 2, 1).reshape(len(points), -1)
 
 
-def _smooth(
-    values: NDArray[np.float32], valid: NDArray[np.bool_], times: NDArray[np.float64], width: float
-) -> NDArray[np.float32]:
-    """Weighted mean over the neighbours in time, never across frames without a face."""
+def _smooth(values: NDArray[np.float32], whose: Seats, times: NDArray[np.float64], width: float) -> NDArray[np.float32]:
+    """Weighted mean over the neighbours in time, never across frames without a face, nor from one person to another."""
     smooth = values.copy()
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]]).astype(np.int8)))
-    for first, stop in edges.reshape(-1, 2):
+    edges = np.flatnonzero(np.diff(whose, prepend=-2, append=-2))
+    for first, stop in pairwise(edges):
+        if whose[first] < 0:
+            continue
         for row in range(first, stop):
             low, high = np.searchsorted(times[first:stop], (times[row] - 3 * width, times[row] + 3 * width)) + first
             high = max(high, row + 1)
