@@ -288,6 +288,13 @@ class TestGiven:
         np.testing.assert_allclose(found.times, times, atol=1e-6)
         assert found.values.shape == (45, 709) and found.valid.all()
 
+    def test_a_cut_within_a_picture_begins_with_what_is_left_of_it(self, tmp_path: Path) -> None:
+        path = film(tmp_path / "clip.mp4", count=10)
+        write_csv(tmp_path / "clip.csv", steady(10))
+        found = self.read(tmp_path, path, start=0.1, end=0.22)
+        assert found.values[:, 0].tolist() == [3, 4, 5, 6]
+        np.testing.assert_allclose(found.times, [[0, 0.02], [0.02, 0.06], [0.06, 0.1], [0.1, 0.12]], atol=1e-6)
+
     @pytest.mark.parametrize(
         ("times", "cut", "says"),
         [
@@ -340,7 +347,9 @@ class TestRows:
         assert found.values[:, 0].tolist() == [2, 0, 7] and found.valid.tolist() == [True, False, True]
         np.testing.assert_allclose(found.times, [[0, 0.12], [0.12, 0.24], [0.24, 0.28]])
 
-    @pytest.mark.parametrize(("rate", "picked"), [(50, [1, 1, 2, 2, 3, 3]), (12.5, [1, 3]), (25, [1, 2, 3]), (1, [1])])
+    @pytest.mark.parametrize(
+        ("rate", "picked"), [(50, [1, 1, 2, 2, 3, 3]), (12.5, [1, 3]), (10, [1, 3]), (25, [1, 2, 3]), (1, [1])]
+    )
     def test_rows_per_second(self, rate: float, picked: list[int]) -> None:
         found = at_rate(self.track(True, True, True), rate)
         assert found.values[:, 0].tolist() == picked and found.times[-1, 1] <= 0.12 + 1e-9
