@@ -64,7 +64,7 @@ class Follower:
     def __init__(self, plan: dict[int, list[tuple[int, float]]]):
         self._plan, self._frame = plan, -1
 
-    def __call__(self, image: NDArray) -> list[Seen]:
+    def __call__(self, image: NDArray, time: float) -> list[Seen]:
         self._frame += 1
         found = []
         for identity, width in self._plan.get(self._frame, []):
@@ -86,7 +86,7 @@ def run(monkeypatch, plan, count: int, fps: float = 25.0, **settings):
 
     frames = [Frame(np.full((64, 64, 3), k, np.uint8), k / fps, (k + 1) / fps) for k in range(count)]
     config = FaceCropConfig(**{"frame_rate": None, **settings})
-    return encode_faces(iter(frames), None, encode, config, ("level", "size")), sizes  # type: ignore[arg-type]
+    return encode_faces(iter(frames), None, None, encode, config, 2), sizes  # type: ignore[arg-type]
 
 
 class TestWhoIsEncodedWhen:
@@ -114,6 +114,14 @@ class TestWhoIsEncodedWhen:
         np.testing.assert_allclose(track.times, [[0, 0.2], [0.2, 0.4], [0.4, 0.6], [0.6, 0.8], [0.8, 1.0]])
         slow, _ = run(monkeypatch, {k: [(0, 30)] for k in range(4)}, 4, fps=2, frame_rate=5)
         assert len(slow) == 4  # fewer pictures than asked for: every one
+
+    def test_everybody_has_a_seat(self, monkeypatch) -> None:
+        plan = {0: [(0, 10)], 1: [(0, 10), (1, 120)], 2: [(1, 120)], 3: []}
+        track, _ = run(monkeypatch, plan, 4, person="all", max_faces=2)
+        assert track.names[:3] == ("face0_seen", "face0_hidden_0", "face0_hidden_1") and len(track.names) == 6
+        assert track.values[:, [0, 3]].tolist() == [[0, 1], [1, 1], [1, 0], [0, 0]]
+        assert track.values[:3, [1, 4]].tolist() == [[0, 0], [1, 1], [2, 0]]
+        assert track.valid.tolist() == [True, True, True, False]
 
     def test_nothing_at_all(self, monkeypatch) -> None:
         assert len(run(monkeypatch, {}, 0)[0]) == 0

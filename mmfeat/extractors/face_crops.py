@@ -1,4 +1,4 @@
-"""Upright crops of the faces in a clip, and what an image encoder says of the one person who matters.
+"""Upright crops of the faces in a clip, and what an image encoder says of whoever is chosen.
 
 People are followed and chosen as `facemesh` does it.
 """
@@ -6,7 +6,6 @@ People are followed and chosen as `facemesh` does it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Literal
 
 import cv2
@@ -15,9 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mmfeat.extractors import Config
-from mmfeat.extractors.face_follow import FaceFollower, Seen
-from mmfeat.extractors.face_nets import FaceNets
+from mmfeat.extractors.face_follow import FaceFollower
+from mmfeat.extractors.face_nets import NETS, FaceNets
+from mmfeat.extractors.face_people import Choice, People, Sound
 from mmfeat.track import Floats, Frame, Track
+from mmfeat.voice import MODEL as VOICE
 
 Image = NDArray[np.uint8]
 Encode = Callable[[list[Image]], Floats]
@@ -50,11 +51,28 @@ class FaceCropConfig(Config):
         description="pictures encoded per second at most, each standing until the next; in the others the face is only "
         "followed; null: every one",
     )
-    person: Literal["largest", "longest"] = Field("largest", description="whose face, as of `facemesh`")
-    max_faces: int = Field(3, ge=1, description="faces followed at once; each costs as much time as the first")
+    person: Choice = Field("largest", description="whose face, where there are several, as of `facemesh`")
+    max_faces: int = Field(3, ge=1, description="faces followed and encoded at once; each costs as much as the first")
     detect_every: int = Field(15, ge=1, description="frames between looking for further faces while one is followed")
+    memory: float = Field(2.0, ge=0, description="seconds that a person may be hidden and still be the same")
     detection: float = Field(0.5, gt=0, le=1, description="score from which BlazeFace's answer counts as a face")
     presence: float = Field(0.5, gt=0, le=1, description="score below which the mesh has lost its face")
+
+    @property
+    def hears(self) -> bool:
+        """Whether the choice of a person needs the sound."""
+        return self.person == "speaking"
+
+    @property
+    def face_models(self) -> tuple[str, ...]:
+        return (*NETS, VOICE) if self.hears else NETS
+
+    def names(self, columns: int) -> tuple[str, ...]:
+        """Of a track of vectors: `hidden_k`; where everybody has a seat, as `facemesh` names them."""
+        names = tuple(f"hidden_{k}" for k in range(columns))
+        if self.person != "all":
+            return names
+        return tuple(f"face{seat}_{name}" for seat in range(self.max_faces) for name in ("seen", *names))
 
 
 def eyes(mesh: Floats) -> NDArray[np.float64]:
@@ -88,35 +106,49 @@ def upright(image: Image, eye_middles: NDArray[np.float64], size: int, margin: f
 
 
 def encode_faces(
-    frames: Iterable[Frame], nets: FaceNets, encode: Encode, config: FaceCropConfig, names: tuple[str, ...]
+    frames: Iterable[Frame], sound: Sound | None, nets: FaceNets, encode: Encode, config: FaceCropConfig, columns: int
 ) -> Track:
     """One row per picture that is encoded, valid where there was a face.
 
-    Frames are encoded in batches as they come: nothing but vectors is kept of a long clip.
+    Frames are encoded in batches as they come: nothing but vectors, of shape (columns,), is kept of a long clip.
     """
-    follow = FaceFollower(nets, config.max_faces, config.detect_every, config.detection, config.presence, eyes=False)
-    batch = _Batch(encode)
-    people: dict[int, _Person] = {}
-    starts: list[float] = []
-    end = 0.0
-    for frame, is_due in _thinned(frames, config.frame_rate):
-        end = frame.end
-        seen = follow(frame.image)
+    follow = FaceFollower(
+        nets,
+        config.max_faces,
+        config.detect_every,
+        config.detection,
+        config.presence,
+        eyes=False,
+        memory=config.memory,
+    )
+    people, batch = People(config.person), _Batch(encode)
+    times: list[tuple[float, float]] = []
+    due: list[int] = []
+    for index, (frame, is_due) in enumerate(_thinned(frames, config.frame_rate)):
+        times.append((frame.start, frame.end))
+        seen = follow(frame.image, frame.start)
+        people.see(index, seen, (frame.image.shape[1], frame.image.shape[0]))
         if is_due:
-            starts.append(frame.start)
-        for face in seen:
-            person = people.setdefault(face.identity, _Person())
-            person.see(face, frame.image.shape)
-            if is_due:
+            for face in seen:
                 crop = upright(frame.image, eyes(face.mesh), config.crop, config.margin)
-                batch.add(crop, person, len(starts) - 1)
+                batch.add(crop, len(due), face.identity)
+            due.append(index)
     batch.flush()
-    values, valid = np.zeros((len(starts), len(names)), np.float32), np.zeros(len(starts), bool)
-    for person in sorted(people.values(), key=lambda person: person.rank(config.person)):
-        if person.rows:
-            values[person.rows], valid[person.rows] = np.stack(person.vectors), True
-    times = np.stack([starts, [*starts[1:], end]], axis=1) if starts else np.zeros((0, 2))
-    return Track(times, values, valid, names)
+    spans = np.array(times, np.float64).reshape(-1, 2)
+    seats, note = people.seats(spans, config.max_faces, sound)
+    seats = seats[due]
+    names = config.names(columns)
+    values = np.zeros((*seats.shape, len(names) // seats.shape[1]), np.float32)
+    valid = np.zeros(seats.shape, bool)
+    for row, identity, vector in batch.vectors:
+        seat = seats[row] == identity
+        values[row, seat, -columns:] = vector
+        valid[row] |= seat
+    if config.person == "all":
+        values[:, :, 0] = valid
+    starts = spans[due, 0]
+    rows = np.stack([starts, np.append(starts[1:], spans[-1:, 1])], axis=1)
+    return Track(rows, values.reshape(len(due), len(names)), np.asarray(valid.any(axis=1)), names, note)
 
 
 def _thinned(frames: Iterable[Frame], rate: float | None) -> Iterator[tuple[Frame, bool]]:
@@ -128,31 +160,17 @@ def _thinned(frames: Iterable[Frame], rate: float | None) -> Iterator[tuple[Fram
         last = max(last, tick)
 
 
-@dataclass(eq=False)
-class _Person:
-    rows: list[int] = field(default_factory=list)
-    vectors: list[Floats] = field(default_factory=list)
-    share: float = 0.0
-    frames: int = 0
-
-    def see(self, face: Seen, shape: tuple[int, ...]) -> None:
-        self.share += face.area / (shape[0] * shape[1])
-        self.frames += 1
-
-    def rank(self, by: str) -> float:
-        """The person to take sorts last."""
-        return self.share if by == "largest" else self.frames
-
-
 class _Batch:
     """Crops that wait for each other, then go through the encoder at once."""
 
     def __init__(self, encode: Encode):
         self._encode = encode
-        self._waiting: list[tuple[Image, _Person, int]] = []
+        self._waiting: list[tuple[Image, int, int]] = []
+        self.vectors: list[tuple[int, int, Floats]] = []
+        """Row, identity of the person, vector."""
 
-    def add(self, crop: Image, person: _Person, row: int) -> None:
-        self._waiting.append((crop, person, row))
+    def add(self, crop: Image, row: int, identity: int) -> None:
+        self._waiting.append((crop, row, identity))
         if len(self._waiting) == BATCH:
             self.flush()
 
@@ -160,7 +178,5 @@ class _Batch:
         if not self._waiting:
             return
         vectors = self._encode([crop for crop, _, _ in self._waiting])
-        for vector, (_, person, row) in zip(vectors, self._waiting, strict=True):
-            person.rows.append(row)
-            person.vectors.append(vector)
+        self.vectors += [(row, who, vector) for (_, row, who), vector in zip(self._waiting, vectors, strict=True)]
         self._waiting = []

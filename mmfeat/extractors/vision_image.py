@@ -9,9 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from mmfeat import models
-from mmfeat.extractors import MissingBackendError, register
+from mmfeat.extractors import MissingBackendError, find, register
 from mmfeat.extractors.face_crops import FaceCropConfig, Image, encode_faces
-from mmfeat.extractors.face_nets import NETS, FaceNets
+from mmfeat.extractors.face_nets import FaceNets
+from mmfeat.extractors.face_people import Sound
 from mmfeat.extractors.hub import load_encoder
 from mmfeat.track import Floats, Frame, Track
 
@@ -30,7 +31,13 @@ class ImageConfig(FaceCropConfig):
     )
 
 
-@register("image", ImageConfig, version=1, models=lambda config: (*NETS, config.model))
+@register(
+    "image",
+    ImageConfig,
+    version=f"1 {find('facemesh').version}",  # which follows the same faces
+    models=lambda config: (*config.face_models, config.model),
+    hears=lambda config: config.hears,
+)
 class ImageEncoder:
     """One row per picture, `hidden_k`.
 
@@ -42,11 +49,11 @@ class ImageEncoder:
         self.config = config
         self._nets = FaceNets()
         self._encoder = _Transformers(config.model, config.pooling)
-        self.names = tuple(f"hidden_{k}" for k in range(self._encoder.columns))
+        self.names = config.names(self._encoder.columns)
 
-    def __call__(self, frames: Iterable[Frame]) -> Track:
+    def __call__(self, frames: Iterable[Frame], sound: Sound | None = None) -> Track:
         """One row per picture that is encoded; valid where there was a face."""
-        return encode_faces(frames, self._nets, self._encoder, self.config, self.names)
+        return encode_faces(frames, sound, self._nets, self._encoder, self.config, self._encoder.columns)
 
 
 class _Transformers:

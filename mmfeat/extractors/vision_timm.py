@@ -9,9 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from mmfeat import models
-from mmfeat.extractors import MissingBackendError, register
+from mmfeat.extractors import MissingBackendError, find, register
 from mmfeat.extractors.face_crops import FaceCropConfig, Image, encode_faces
-from mmfeat.extractors.face_nets import NETS, FaceNets
+from mmfeat.extractors.face_nets import FaceNets
+from mmfeat.extractors.face_people import Sound
 from mmfeat.track import Floats, Frame, Track
 
 Pooling = Literal["cls", "mean", "pooler"]
@@ -28,7 +29,13 @@ class TimmConfig(FaceCropConfig):
     )
 
 
-@register("timm", TimmConfig, version=1, models=lambda config: (*NETS, config.model))
+@register(
+    "timm",
+    TimmConfig,
+    version=f"1 {find('facemesh').version}",  # which follows the same faces
+    models=lambda config: (*config.face_models, config.model),
+    hears=lambda config: config.hears,
+)
 class TimmEncoder:
     """One row per picture, `hidden_k`.
 
@@ -55,11 +62,12 @@ class TimmEncoder:
         self._resize = lambda crop: np.asarray(Pillow.fromarray(crop).resize((width, height), how))
         self._mean, self._std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
         self._tensor, self._no_gradients = torch.from_numpy, torch.inference_mode
-        self.names = tuple(f"hidden_{k}" for k in range(self._encode([np.zeros((32, 32, 3), np.uint8)]).shape[1]))
+        self._columns = self._encode([np.zeros((32, 32, 3), np.uint8)]).shape[1]
+        self.names = config.names(self._columns)
 
-    def __call__(self, frames: Iterable[Frame]) -> Track:
+    def __call__(self, frames: Iterable[Frame], sound: Sound | None = None) -> Track:
         """One row per picture that is encoded; valid where there was a face."""
-        return encode_faces(frames, self._nets, self._encode, self.config, self.names)
+        return encode_faces(frames, sound, self._nets, self._encode, self.config, self._columns)
 
     def _encode(self, crops: list[Image]) -> Floats:
         """Shape (N, columns)."""
