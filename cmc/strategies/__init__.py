@@ -28,11 +28,11 @@ STRATEGIES = {
     "ulgm": Strategy(
         "ulgm", "Self-MM: labels that are numbers, moved by distances to class centres", makes_labels=True
     ),
-    "none": Strategy("none", "no stage 1: fresh encoders, copies of the clip's label"),
-    "copy": Strategy("plgm", "copies of the clip's label that never change: stage 1 without its method"),
     "cyclic": Strategy("cyclic", "text is translated into vision and audio, and back"),
     "generation": Strategy("generation", "each modality's features from the others'", unlabelled=True),
     "masked": Strategy("masked", "hidden wordpieces and frames from what is left", unlabelled=True, reads=True),
+    "none": Strategy("none", "no stage 1: fresh encoders, copies of the clip's label"),
+    "copy": Strategy("plgm", "copies of the clip's label that never change: stage 1 without its method"),
 }
 """Name → how; in the order of tables."""
 
