@@ -53,8 +53,8 @@ class ClipStatus:
     id: str
     split: str
     status: str
-    """`ok`; `no_face`, `no_video`, `no_audio` (kept, that modality masked), `silent`, `clipped` and others (kept as they
-    are), several joined by `+`; `failed`."""
+    """`ok`; `no_face`, `no_video`, `no_audio` (kept, that modality masked), `silent`, `clipped` and others (kept as
+    they are), several joined by `+`; `failed`."""
     reason: str = ""
     seconds: float = 0.0
     """Length of the clip, 0 where unknown."""
