@@ -33,20 +33,22 @@ def stage(train: Split, valid: Split, config: Config = CONFIG) -> Generation:
 
 def test_targets_are_normalised_with_measured_training_steps() -> None:
     train = split(40)
-    targets = Targets.of(train, "audio")
+    targets = Targets.of([train], "audio")
     rows = train.inputs["audio"][train.masks["audio"]]
     torch.testing.assert_close(targets.mean, rows.mean(0), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(targets.std, rows.std(0, correction=0), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(targets.features(targets(rows)), rows, rtol=1e-5, atol=1e-4)
-    again = Targets.of(spoilt(train, "audio", padding=True), "audio")
+    again = Targets.of([spoilt(train, "audio", padding=True)], "audio")
     assert torch.equal(again.mean, targets.mean) and torch.equal(again.std, targets.std)
+    halves = [train.select(torch.arange(40) < 25), train.select(torch.arange(40) >= 25)]
+    torch.testing.assert_close(Targets.of(halves, "audio").std, targets.std)
     assert int(targets.steps) == int(train.masks["audio"].sum(1).median())
 
 
 def test_a_column_that_never_changes_is_no_target() -> None:
     train = split(8)
     train.inputs["audio"][:, :, 1] = 1e4
-    targets = Targets.of(train, "audio")
+    targets = Targets.of([train], "audio")
     other = train.inputs["audio"] + 7
     assert (targets(other)[:, :, 1] == 0).all() and (targets(other)[:, :, 0] != 0).all()
     assert (targets.features(torch.ones(3))[1] == 1e4).all()

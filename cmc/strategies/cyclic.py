@@ -152,7 +152,7 @@ class Cycle(Stage):
         columns = {m: int(train.inputs[m].shape[2]) for m in models}
         self.network = Cyclic(columns, config).to(train.tokens.device)
         for m in columns:
-            self.network.targets[m] = Targets.of(train, m)
+            self.network.targets[m] = Targets.of([train], m)
         self.weight = class_weights(train, config, task)
         self.taught = {**self.models, "network": self.network}
         self.optimizer = optimizer(self.taught.values(), config)

@@ -85,7 +85,7 @@ class Generation(Stage):
         columns = {m: int(train.inputs[m].shape[2]) for m in models}
         self.decoder = Decoder(columns, config).to(train.tokens.device)
         for m in columns:
-            self.decoder.targets[m] = Targets.of(train, m)
+            self.decoder.targets[m] = Targets.of(self.sources, m)
         self.optimizer = optimizer([*self.models.values(), self.decoder], config)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:

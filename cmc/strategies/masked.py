@@ -119,7 +119,7 @@ class Masked(Stage):
         words = "text" in models and bool(ids.any())
         self.filler = Filler(columns, config, Pieces(ids) if words else None).to(train.tokens.device)
         for m in self.filler.targets:
-            self.filler.targets[m] = Targets.of(train, m)
+            self.filler.targets[m] = Targets.of(splits, m)
         self.read_again = words and encoder is not None
         self.versions, self.held_out = [splits], valid
         if words and encoder is not None:

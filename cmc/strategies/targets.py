@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,12 +34,12 @@ class Targets(nn.Module):
         """Median length of the training clips that have the modality: how much is made where a clip has none."""
 
     @classmethod
-    def of(cls, split: Split, modality: str) -> Targets:
-        """Fitted to a training split; its rows are read batch by batch, in float64."""
-        made = cls(int(split.inputs[modality].shape[2]))
+    def of(cls, splits: Sequence[Split], modality: str) -> Targets:
+        """Fitted to the clips that are trained on; their rows are read batch by batch, in float64."""
+        made = cls(int(splits[0].inputs[modality].shape[2]))
         count, mean = 0, torch.zeros(len(made.mean), dtype=torch.float64)
         squares, lengths = torch.zeros_like(mean), []
-        for batch in split.batches(_BATCH):
+        for batch in (batch for split in splits for batch in split.batches(_BATCH)):
             mask = mask_of(batch, modality)
             rows = batch.inputs[modality][mask].double().cpu()
             lengths.append(mask.sum(1).cpu())
@@ -53,7 +55,7 @@ class Targets(nn.Module):
         made.std.copy_(std.where(std > _CONSTANT * mean.abs(), 0.0))
         if len(there := torch.cat(lengths)[torch.cat(lengths) > 0]):
             made.steps.copy_(there.median())
-        return made.to(split.tokens.device)
+        return made.to(splits[0].tokens.device)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (..., D) → targets (..., D)."""
