@@ -164,6 +164,12 @@ def test_shut_eyes_are_left_out_of_gaze(vs_openface: ModuleType, facemesh: Facem
     assert [one.r for one in found.pose + found.gaze] == [pytest.approx(1)] * 5
 
 
+def test_one_face_of_openface_is_compared(vs_openface: ModuleType, tmp_path: Path) -> None:
+    csv = tmp_path / "two.csv"
+    csv.write_text("frame, face_id, timestamp\n1, 0, 0.00\n1, 1, 0.00\n2, 1, 0.04\n")
+    assert vs_openface.read_openface(csv)["timestamp"].tolist() == [0, 0.04]
+
+
 def test_agrees_with_openface(facemesh: Facemesh, vs_openface: ModuleType, shared_data: Path) -> None:
     track, _ = vs_openface.run(shared_data / "openface/subj01_timepoint01.mp4")
     csv = shared_data / "openface/subj01_timepoint01_openface.csv"

@@ -84,11 +84,14 @@ class Comparison:
 
 
 def read_openface(path: Path) -> dict[str, Floats]:
-    """Column → values; older versions put blanks into the header."""
+    """Column → values, of the face seen most often; older versions put blanks into the header."""
     with path.open(newline="") as file:
         table = list(csv.reader(file, skipinitialspace=True))
     values = np.array(table[1:], np.float64)
-    return {name.strip(): values[:, column] for column, name in enumerate(table[0])}
+    columns = {name.strip(): values[:, column] for column, name in enumerate(table[0])}
+    faces, counts = np.unique(columns.get("face_id", np.zeros(len(values))), return_counts=True)
+    chosen = columns.get("face_id", np.zeros(len(values))) == faces[counts.argmax()]
+    return {name: column[chosen] for name, column in columns.items()}
 
 
 def compare(track: Track, theirs: dict[str, Floats]) -> Comparison:
