@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +23,10 @@ from mmfeat.track import Frame, Track, Waveform
 STRIP = 8
 """Frames shown."""
 _NUMBERED = re.compile(r"_?\d+$")
+_SEAT = re.compile(r"face\d+_")
+"""How the columns of one of several people begin."""
+COLOURS = ("#33ff66", "#ffa500", "#30a0ff", "#ff50c0", "#f0e020", "#a070ff")
+"""Of people, in turn."""
 
 
 def plot_clip(
@@ -60,13 +65,29 @@ def with_pixels(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"vision": {**recipe.vision, "columns": tuple(dict.fromkeys(columns))}})
 
 
-def landmarks(vision: Track, row: int) -> NDArray[np.float32]:
-    """Pixels of the landmarks in one frame, shape (P, 2); P is 0 where no face was seen, or nobody says where."""
+def landmarks(vision: Track, row: int) -> list[tuple[str, NDArray[np.float32]]]:
+    """The colour of each person who is seen in one frame, and their landmarks in pixels, shape (P, 2).
+
+    Nobody where the extractor does not say where it saw them.
+    """
     columns = {name: k for k, name in enumerate(vision.names)}
-    points = [name for name in vision.names if re.fullmatch(r"x_\d+", name)]
-    if not points or not vision.valid[row]:
-        return np.zeros((0, 2), np.float32)
-    return vision.values[row, [[columns[name], columns["y" + name[1:]]] for name in points]]
+    found = []
+    for colour, prefix in zip(cycle(COLOURS), _seats(vision)):
+        points = [name for name in vision.names if re.fullmatch(rf"{prefix}x_\d+", name)]
+        if points and _seen(vision, prefix)[row]:
+            pairs = [[columns[name], columns[f"{prefix}y{name[len(prefix) + 1 :]}"]] for name in points]
+            found.append((colour, vision.values[row, pairs]))
+    return found
+
+
+def _seats(vision: Track) -> list[str]:
+    """How the columns of each person begin: in no way of their own where only one was chosen."""
+    return list(dict.fromkeys(match.group() for name in vision.names if (match := _SEAT.match(name)))) or [""]
+
+
+def _seen(vision: Track, seat: str) -> NDArray[np.bool_]:
+    """Shape (T,): in which frames a person is there."""
+    return vision.valid & (vision.values[:, vision.names.index(f"{seat}seen")] > 0) if seat else vision.valid
 
 
 def _strip(frames: object, seconds: float) -> list[Frame]:
@@ -96,8 +117,8 @@ def _draw_frames(axis: Axes, frames: list[Frame], vision: Track, seconds: float)
         row = int(np.searchsorted(vision.times[:, 0], frame.start, side="right")) - 1
         seen = 0 <= row < len(vision) and vision.valid[row]
         if seen:
-            points = landmarks(vision, row)
-            inset.scatter(points[:, 0], points[:, 1], s=2, lw=0, c="#33ff66")
+            for colour, points in landmarks(vision, row):
+                inset.scatter(points[:, 0], points[:, 1], s=2, lw=0, c=colour)
         inset.set_title(f"{(k + 0.5) * slot:.2f} s" + ("" if seen else ", no face"), fontsize=8)
     axis.set_ylabel("vision")
 
@@ -139,16 +160,27 @@ def _draw_measures(axis: Axes, vision: Track) -> None:
         axis.text(0.5, 0.5, why, ha="center", transform=axis.transAxes)
         return
     values = vision.values[:, shown].astype(float)
-    values[~vision.valid] = np.nan
+    colours: dict[int, str] = {}
+    for colour, seat in zip(cycle(COLOURS), _seats(vision)):
+        of_seat = [k for k, column in enumerate(shown) if vision.names[column].startswith(seat)]
+        values[~_seen(vision, seat)[:, None] & np.isin(np.arange(len(shown)), of_seat)] = np.nan
+        colours |= dict.fromkeys(of_seat, colour if seat else "none")
     edges = np.append(vision.times[:, 0], vision.times[-1, 1])
     axis.pcolormesh(edges, np.arange(len(shown) + 1), _scaled(values).T, cmap="RdBu_r", vmin=-2.5, vmax=2.5)
     axis.set_yticks(np.arange(len(shown)) + 0.5, [vision.names[k] for k in shown], fontsize=8)
     axis.invert_yaxis()
+    for k, label in enumerate(axis.get_yticklabels()):
+        label.set_bbox({"facecolor": colours[k], "alpha": 0.4, "lw": 0, "pad": 1})
 
 
 def _measures(vision: Track) -> list[int]:
-    """The columns with a name of their own."""
-    return [k for k, name in enumerate(vision.names) if not _NUMBERED.search(name) and not name.startswith("gaze_")]
+    """The columns with a name of their own, of people who were there."""
+    found = []
+    for seat in _seats(vision):
+        if _seen(vision, seat).any():
+            names = [(k, name.removeprefix(seat)) for k, name in enumerate(vision.names) if name.startswith(seat)]
+            found += [k for k, name in names if not _NUMBERED.search(name) and not name.startswith(("gaze_", "seen"))]
+    return found
 
 
 def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -175,10 +175,15 @@ def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> bytes | None:
     image = frames[-1].image
     scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    # What reads a clip as a whole has no answer for a few of its frames.
-    track = None if recipe.registered("vision").by_clip else loaded("vision", with_pixels(recipe))(frames)
-    for x, y in landmarks(track, len(track) - 1) * scale if track else ():
-        cv2.circle(small, (round(float(x)), round(float(y))), 1, (60, 255, 110), -1, cv2.LINE_AA)
+    # What reads a clip as a whole has no answer for a few of its frames, and what hears it cannot tell who speaks.
+    registered, shown = recipe.registered("vision"), with_pixels(recipe)
+    if registered.hears(recipe.config("vision")):
+        shown = shown.changed(vision={**shown.vision, "person": "all"})
+    track = None if registered.by_clip else loaded("vision", shown)(frames)
+    for colour, points in landmarks(track, len(track) - 1) if track else ():
+        rgb = tuple(bytes.fromhex(colour[1:]))
+        for x, y in points * scale:
+            cv2.circle(small, (round(float(x)), round(float(y))), 1, rgb, -1, cv2.LINE_AA)
     done, jpeg = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     return jpeg.tobytes() if done else None
 
