@@ -81,7 +81,9 @@ def folders(tmp_path: Path) -> list[str]:
 def test_from_nothing_to_rows_and_back(
     tiny: TinyFace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/nowhere")  # must not lead it to our packages, or away from its own
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "tinyface.py").write_text("raise ImportError('of another environment')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "ours"))  # must not lead it away from its own packages
     server = Server(tiny, {}, NAMES)
     with pytest.raises(MissingBackendError, match="'tiny' is not installed: mmfeat backends install tiny"):
         server(frames(1))
