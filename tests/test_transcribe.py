@@ -9,13 +9,17 @@ import pytest
 
 from mmfeat import clip as clips
 from mmfeat import extract, models
+from mmfeat.corpus import load as load_corpus
 from mmfeat.layout import FeatureFile
 from mmfeat.media import MediaError
+from mmfeat.pack import pack
 from mmfeat.recipe import Recipe, RecipeError, load_recipe
 from mmfeat.registry import MissingBackendError
+from mmfeat.shards import Store
 from mmfeat.track import Waveform
 from mmfeat.transcribe import TranscribeConfig, Transcriber
 from pipelines.cli import main
+from pipelines.extract import jobs
 from tests import tiny_models
 from tests.media_files import stripes, tone, write_media
 
@@ -142,9 +146,12 @@ def corpus(tmp_path: Path) -> Path:
 
 
 class TestCorpus:
-    def extract(self, corpus: Path, *options: object) -> Path:
-        out = corpus.parent / "f.h5"
-        assert main(["extract", str(corpus), "-o", str(out), "--workers", "1", *map(str, options)]) == 0
+    def extract(self, corpus: Path, recipe: Recipe) -> Path:
+        """What `mmfeat extract` does, in this process."""
+        store, out = Store(corpus.parent / "mmfeat-work"), corpus.parent / "f.h5"
+        for job in jobs(load_corpus(corpus), recipe, store):
+            clips.extract_to_store(job.clip, recipe, store, job.parts)
+        pack(load_corpus(corpus), recipe, store, out)
         return out
 
     def files(self, corpus: Path, kind: str) -> dict[Path, int]:
@@ -152,7 +159,7 @@ class TestCorpus:
         return {path: path.stat().st_mtime_ns for path in work.glob(f"{kind}-*/*/*.npz")}
 
     def test_the_text_is_in_the_file_and_nothing_is_heard_twice(self, corpus, folder: Path, other: Path) -> None:
-        out = self.extract(corpus, "--transcribe", folder)
+        out = self.extract(corpus, load_recipe("default").transcribing(str(folder)))
         with FeatureFile(out) as file:
             said = dict(zip(file.read("train", "id"), file.read("train", "raw_text"), strict=True))
             states = {clip.id: clip.status.split("+") for clip in file.clips()}
@@ -166,17 +173,12 @@ class TestCorpus:
         assert [len(before[kind]) for kind in before] == [2, 3, 3, 3, 3]
 
         # Another text model: what was heard is used again.
-        settings = corpus.parent / "r.yaml"
-        settings.write_text(
-            "vision: {extractor: facemesh}\naudio: {extractor: librosa}\nwords: {aligner: pocketsphinx}\n"
-            f"text: {{extractor: transformers, layer: 0}}\ntranscribe: {{model: {folder}}}\n"
-        )
-        self.extract(corpus, "--recipe", settings)
+        self.extract(corpus, recipe.changed(text={"extractor": "transformers", "layer": 0}))
         assert self.files(corpus, "transcript") == before["transcript"]
         assert len(self.files(corpus, "text")) == 6 and self.files(corpus, "words") == before["words"]
 
         # Another recogniser: only what was heard, and what was made from it, is done again.
-        out = self.extract(corpus, "--transcribe", other)
+        out = self.extract(corpus, load_recipe("default").transcribing(str(other)))
         now = {kind: self.files(corpus, kind) for kind in before}
         assert [len(now[kind]) for kind in now] == [4, 8, 5, 3, 3]
         assert all(now[kind].items() >= before[kind].items() for kind in now)
@@ -187,8 +189,10 @@ class TestCorpus:
         assert changed == {"text", "words"}
 
     def test_clean_and_status_know_of_it(self, corpus, folder: Path, capsys) -> None:
-        self.extract(corpus, "--transcribe", folder)
+        out = str(corpus.parent / "f.h5")
+        assert main(["extract", str(corpus), "-o", out, "--workers", "1", "--transcribe", str(folder)]) == 0
         before = self.files(corpus, "transcript")
+        assert len(before) == 2
         assert main(["clean", str(corpus.parent / "mmfeat-work")]) == 0
         assert self.files(corpus, "transcript") == before
         capsys.readouterr()
