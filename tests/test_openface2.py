@@ -25,7 +25,7 @@ from mmfeat.layout import FeatureFile
 from mmfeat.media import MediaError, open_media
 from mmfeat.recipe import Recipe, RecipeError, load_recipe
 from mmfeat.shards import Store
-from mmfeat.track import Track
+from mmfeat.track import Frame, Track
 from pipelines.cli import main
 from tests.media_files import tone, write_media
 from tests.stand_in_openface import WIDTHS, pictures, write_program
@@ -117,6 +117,14 @@ class TestRun:
         found = rows(film(tmp_path / "a.mp4", WIDTHS["faceless"]))
         assert len(found) == 6 and not found.valid.any()
         assert rows(film(tmp_path / "b.mp4", WIDTHS["one lost"])).valid.tolist() == [True] * 5 + [False]
+
+    def test_a_crash_after_a_complete_csv_costs_nothing(self, tmp_path: Path, program: Path) -> None:
+        assert rows(film(tmp_path / "clip.mp4", WIDTHS["crash after"])).valid.all()
+
+    def test_pictures_may_change_their_size(self, tmp_path: Path, program: Path) -> None:
+        frames = [Frame(image, k / 25, (k + 1) / 25) for k, image in enumerate(pictures(1) + pictures(2, 130, 98)[1:])]
+        found = Openface2(Openface2Config(columns=SMALL))(frames, clip_of(tmp_path / "clip.mp4"))
+        assert found.values[:, 0].tolist() == [4, 8]
 
     @pytest.mark.parametrize(
         ("behaviour", "says"),
