@@ -9,6 +9,8 @@ from functools import partial
 import librosa
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmfeat.extractors import find
 from mmfeat.extractors.audio_librosa import FEATURES
@@ -136,6 +138,24 @@ def test_the_33_columns_of_ch_sims() -> None:
     same(track.values[:, 0:1], f.zero_crossing_rate(sound.samples).T, "zcr")
     same(track.values[:, 1:21], f.mfcc(y=sound.samples, sr=22050, htk=True).T, "mfcc")
     same(track.values[:, 21:], f.chroma_cqt(y=sound.samples, sr=22050).T, "chroma")
+
+
+@given(
+    samples=st.integers(1, 20_000),
+    rate=st.sampled_from([8000, 16000, 22050, 44100]),
+    sample_rate=st.sampled_from([None, 16000, 22050]),
+    hop=st.integers(16, 3000),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_cover_every_clip(samples: int, rate: int, sample_rate: int | None, hop: int) -> None:
+    sound = Waveform(np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32), rate)
+    features = ["zero_crossing_rate", "rms", "mfcc", "f0", "spectral_rolloff", "rms_delta"]
+    track = made(sample_rate=sample_rate, hop_length=hop, features=features)(sound)
+    if not len(track):  # one sample at a high rate is less than one at a low rate
+        assert samples < 3
+        return
+    assert track.times[0, 0] == 0 and (track.times[1:, 0] == track.times[:-1, 1]).all()
+    assert sound.seconds - hop / (sample_rate or rate) <= track.times[-1, 1] <= sound.seconds
 
 
 def test_an_unknown_feature_is_refused_with_what_there_is() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmfeat.extractors import find
 from mmfeat.track import Waveform
@@ -90,6 +92,19 @@ def test_short_clips_of_any_rate_have_rows(rate: int, sample_rate: int | None, s
             track = extractor(sound)
             assert len(track) >= 1 and track.valid.all()
             assert track.times[0, 0] == 0 and track.times[-1, 1] == pytest.approx(sound.seconds, abs=1e-6)
+
+
+@given(st.integers(1, 40_000), st.sampled_from([8000, 16000, 22050, 48000]), st.floats(0.1, 3), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_rows_cover_every_clip(samples: int, rate: int, window: float, by_window: bool) -> None:
+    sound = Waveform(np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32), rate)
+    track = (functionals(window) if by_window else made())(sound)  # Track refuses times that do not rise
+    assert track.times[0, 0] == 0 and track.times[-1, 1] == sound.seconds
+    assert (track.times[1:, 0] <= track.times[:-1, 1] + 1e-9).all()
+
+
+def functionals(window: float):
+    return made(level="functionals", window=window)
 
 
 def test_functionals_by_window_cover_the_clip() -> None:
