@@ -1,75 +1,117 @@
-"""Stage 1 at CH-SIMS's shapes: CPU seconds of an epoch, by strategy, and how many times PLGM's that is.
+"""The strategies of stage 1 side by side. Each part prints its table; docs/pretraining.md has them.
 
-An epoch is a pass over the clips with its validation and its labels. A strategy that learns in phases has one line for
-each kind of epoch: the median, and the dearest.
+    python -m tests.benchmarks.strategies planted     # labels known, a tenth of M corrupted: cmc compare
+    python -m tests.benchmarks.strategies labels      # the same with few labels and many unlabelled clips
+    python -m tests.benchmarks.strategies demo        # features of the demo corpus's footage
+    python -m tests.benchmarks.strategies mosi        # real utterance features, a fold with videos of its own
+    python -m tests.benchmarks.strategies epochs      # CPU time per epoch at CH-SIMS's shapes, over PLGM's
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/strategies.py --clips 192
-    OMP_NUM_THREADS=1 python tests/benchmarks/strategies.py --strategies plgm mug --epochs 5
+Settings are the defaults; nothing was tuned to these data.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import torch
-from sims import COLUMNS, LENGTHS, STEPS, TASK, clips
 
+from cmc.cli import main as cmc
+from cmc.compare import COMPARED
 from cmc.config import MODALITIES, Config
-from cmc.data import Split
+from cmc.data import shorten
+from cmc.planted import Plan, plant
 from cmc.pretrain import Given, pretrain
-from cmc.strategies import STRATEGIES
+from cmc.text_encoder import cache
 from cmc.training import seed_everything
 from cmc.unimodal import Unimodal
 
 
-def sims(number: int, lengths: str) -> Split:
-    """Clips with numbers for labels, and random rows for what an encoder makes of their text."""
-    split = clips(number, lengths)
-    text = torch.randn(number, STEPS["text"], COLUMNS["text"], generator=torch.Generator().manual_seed(1))
-    M = split.label("M")
-    labels = dict.fromkeys("MTAV", M)
-    return replace(split, inputs={**split.inputs, "text": text}, labels=labels, values=0.8 * (M - 1))
+def compared(features: Path, out: Path | None, *more: str) -> None:
+    cmc(["compare", str(features), "-o", str(out or features.parent / "comparison"), "--text", "freeze", *more])
 
 
-def epochs(strategy: str, train: Split, valid: Split, config: Config) -> list[float]:
-    """CPU seconds of each, but for the first, which warms up."""
-    config = config.model_copy(update={"pretrain": strategy})
-    seed_everything(0)
-    models = {m: Unimodal(m, COLUMNS[m], TASK.classes, config) for m in MODALITIES}
-    taken = [time.process_time()]
+def planted(folder: Path, out: Path | None, more: list[str]) -> None:
+    path = folder / "planted.h5"
+    plant(path, Plan({"train": 300, "valid": 100, "test": 400}, corrupt=0.1))
+    compared(path, out, "--truth", str(path.with_name("planted_truth.csv")), *more)
 
-    def report(stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
-        taken.append(time.process_time())
 
-    pretrain(Given(models, train, valid, config, TASK, report=report))
-    return [end - start for start, end in pairwise(taken[1:])]
+def labels(folder: Path, out: Path | None, more: list[str]) -> None:
+    path = folder / "planted.h5"
+    plant(path, Plan({"train": 900, "valid": 100, "test": 400}))
+    strategies = ("--strategies", *(name for name in COMPARED if name != "gt"))
+    compared(path, out, *strategies, "--labelled", "3%", "10%", "30%", *more)
+
+
+def demo(folder: Path, out: Path | None, more: list[str]) -> None:
+    corpus, features = str(folder / "corpus"), folder / "features.h5"
+    for call in (["demo", corpus, "--clips", "240"], ["extract", corpus, "-o", str(features), "--workers", "2"]):
+        subprocess.run([sys.executable, "-m", "pipelines.cli", *call], check=True, stdout=subprocess.DEVNULL)
+    compared(features, out, *more)
+
+
+def mosi(folder: Path, out: Path | None, more: list[str]) -> None:
+    from sklearn.model_selection import GroupShuffleSplit
+
+    from tests.benchmarks.mosi_utterance import DATA, QUESTION, disjoint, write
+
+    with np.load(DATA, allow_pickle=False) as file:
+        data = {name: file[name] for name in file.files}
+    videos = np.array([str(id).rpartition("_")[0] for id in data["id"]])
+    rest, test = next(GroupShuffleSplit(1, test_size=0.2, random_state=0).split(videos, groups=videos))
+    train, valid = next(GroupShuffleSplit(1, test_size=0.2, random_state=0).split(rest, groups=videos[rest]))
+    rows = {"train": rest[train], "valid": rest[valid], "test": test}
+    disjoint(videos, rows)
+    path = folder / "mosi.h5"
+    write(path, data, videos, rows)
+    compared(path, out, "--polarity", QUESTION, *more)
+
+
+def epochs(folder: Path, out: Path | None, more: list[str], number: int = 128, count: int = 4) -> None:
+    """CPU seconds of each strategy's slowest epoch, of those that it judges, on one thread."""
+    from tests.benchmarks.sims import COLUMNS, TASK, bert, clips
+
+    torch.set_num_threads(1)
+    split = shorten(cache(clips(number + 32, "sims"), bert(1, frozen=True)), Config().steps)
+    own = split.label("M")
+    split = replace(split, labels={"M": own} | dict.fromkeys("TAV", own), values=own.float() - 1)
+    rows = torch.arange(len(split)) < number
+    base = 0.0
+    for name in (name for name in COMPARED if name != "none"):
+        config = Config(pretrain=name, pretrain_epochs=count)
+        seed_everything(config.seed)
+        models = {m: Unimodal(m, COLUMNS[m], 3, config) for m in MODALITIES}
+        marks = [time.process_time()]
+
+        def report(stage: str, epoch: int, epochs: int, figures: object, marks: list[float] = marks) -> None:
+            marks.append(time.process_time())
+
+        pretrain(Given(models, split.select(rows), split.select(~rows), config, TASK, report=report))
+        taken = np.diff(marks)[1:]  # the first warms up
+        base = base or float(np.median(taken))
+        shown = f"median {np.median(taken):5.2f}, slowest {taken.max():5.2f} s of CPU"
+        print(
+            f"{name:12}{shown}: {np.median(taken) / base:4.1f} and {taken.max() / base:4.1f} times plgm's", flush=True
+        )
+
+
+PARTS = {part.__name__: part for part in (planted, labels, demo, mosi, epochs)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=192)
-    parser.add_argument("--epochs", type=int, default=4, help="that are judged, besides those that prepare")
-    parser.add_argument("--lengths", choices=LENGTHS, default="sims", help="of clips, see sims.py")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=[s for s in STRATEGIES if s != "none"])
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train, valid = sims(args.clips, args.lengths), sims(args.clips // 4, args.lengths)
-    config = Config(text="freeze", pretrain_epochs=args.epochs)
-    reference = None
-    for strategy in args.strategies:
-        taken = torch.tensor(epochs(strategy, train, valid, config))
-        median, most = float(taken.median()), float(taken.max())
-        reference = reference or median
-        print(
-            f"{strategy:12}median {median:6.2f} s, dearest {most:6.2f} s: {median / reference:.1f} and "
-            f"{most / reference:.1f} times {args.strategies[0]}'s",
-            flush=True,
-        )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--out", type=Path, help="where results are kept, to go on from (default: nowhere)")
+    args, more = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        PARTS[args.part](Path(folder), args.out and args.out.resolve(), more)
 
 
 if __name__ == "__main__":
