@@ -71,14 +71,17 @@ def aligned_rows(
 ) -> Rows:
     """One row per wordpiece in every modality, T = L.
 
-    A wordpiece takes what `pool` makes of its word's steps. `[CLS]`, `[SEP]` and punctuation have no word: their
-    rows are zero and masked, as are words in which nothing could be measured.
+    A wordpiece takes what `pool` makes of its word's steps, or of its words', where it has several, as Chinese ones
+    may. `[CLS]`, `[SEP]` and punctuation have no word: their rows are zero and masked, as are words in which nothing
+    could be measured.
     """
     rows = _text_rows(pieces)
-    word_of_piece = words_of_pieces(pieces, words)
-    spans = np.array([(word.start, word.end) for word in words], np.float64).reshape(-1, 2)
-    inside = word_of_piece >= 0
-    chosen = word_of_piece[inside]
+    words_of_piece = words_of_pieces(pieces, words)
+    inside = words_of_piece[:, 0] >= 0
+    runs, chosen = np.unique(words_of_piece[inside], axis=0, return_inverse=True)
+    chosen = chosen.ravel()  # NumPy 2.0 alone gives it two axes
+    edges = [(words[first].start, max(word.end for word in words[first : last + 1])) for first, last in runs]
+    spans = np.array(edges, np.float64).reshape(-1, 2)
     for modality, track in tracks.items():
         by_word, valid = pool(track, spans, method)
         values = np.zeros((len(inside), len(track.names)), np.float32)
@@ -89,14 +92,17 @@ def aligned_rows(
 
 
 def words_of_pieces(pieces: Wordpieces, words: Sequence[Word]) -> NDArray[np.intp]:
-    """Index of the word that each wordpiece belongs to, shape (L,); -1 for special pieces and punctuation.
+    """Indices of the first and the last word that each wordpiece belongs to, shape (L, 2); -1 for special pieces and
+    punctuation.
 
-    They meet in the transcript's characters: a piece belongs to the word whose span it overlaps.
+    They meet in the transcript's characters: a piece belongs to the words whose spans it overlaps.
     """
-    found = np.full(len(pieces.ids), -1, np.intp)
+    found = np.full((len(pieces.ids), 2), -1, np.intp)
     for index, word in enumerate(words):
         start, end = word.span
-        found[(pieces.spans[:, 0] < end) & (pieces.spans[:, 1] > start)] = index
+        mine = (pieces.spans[:, 0] < end) & (pieces.spans[:, 1] > start)
+        found[mine, 1] = index
+        found[mine & (found[:, 0] < 0), 0] = index
     return found
 
 

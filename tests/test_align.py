@@ -79,13 +79,25 @@ def test_rows_of_a_whole_clip() -> None:
     # "Oh, unbelievable!" → [CLS] oh , un ##believable ! [SEP]
     transcript = pieces([(0, 2), (2, 3), (4, 6), (6, 16), (16, 17)])
     words = [Word("Oh", 0.0, 0.2, 1.0, (0, 2)), Word("unbelievable", 0.3, 0.6, 1.0, (4, 16))]
-    assert words_of_pieces(transcript, words).tolist() == [-1, 0, -1, 1, 1, -1, -1]
+    expected = [-1, 0, -1, 1, 1, -1, -1]
+    assert words_of_pieces(transcript, words).tolist() == [[word, word] for word in expected]
     rows = aligned_rows({"audio": track([1, 2, 3, 4, 5, 6])}, transcript, words)
     assert rows["audio"].shape == (7, 1) and rows["text_bert"].shape == (3, 7)
     assert rows["audio"][:, 0].tolist() == pytest.approx([0, 1.5, 0, 5, 5, 0, 0])
     assert rows["audio_mask"].tolist() == [False, True, False, True, True, False, False]
     assert rows["audio_times"][3].tolist() == pytest.approx([0.3, 0.6])
     assert rows["text_bert"][1].tolist() == [1] * 7
+
+
+def test_a_piece_of_several_words_takes_the_steps_of_all() -> None:
+    # 你好 吗: one piece for the first two characters, which are a word each
+    transcript = pieces([(0, 2), (3, 4)])
+    words = [Word("你", 0.0, 0.2, 1.0, (0, 1)), Word("好", 0.2, 0.4, 1.0, (1, 2)), Word("吗", 0.5, 0.6, 1.0, (3, 4))]
+    assert words_of_pieces(transcript, words).tolist() == [[-1, -1], [0, 1], [2, 2], [-1, -1]]
+    rows = aligned_rows({"audio": track([1, 2, 3, 4, 5, 6])}, transcript, words)
+    assert rows["audio"][:, 0].tolist() == pytest.approx([0, 2.5, 6, 0])
+    assert rows["audio_times"][1].tolist() == pytest.approx([0.0, 0.4])
+    assert not aligned_rows({"audio": track([1, 2])}, transcript, [])["audio_mask"].any()
 
 
 def test_a_clip_without_a_modality_is_masked_not_zero_and_valid() -> None:
