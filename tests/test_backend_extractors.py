@@ -75,7 +75,7 @@ class TestEach:
 class TestWeights:
     def test_missing_ones_are_named_with_the_command(self, installed: None, name: str, files: tuple) -> None:
         with pytest.raises(
-            MissingBackendError, match=rf"{files[0]}, .*/{name}/weights; get them with: /env/bin/\w+ dow"
+            MissingBackendError, match=rf"{files[0]}, .*/{name}/weights; get them with: /env/bin/[\w-]+ dow"
         ):
             recipe(name).fingerprints()
         with pytest.raises(MissingBackendError, match=f"{files[0]}, .* in /no/such/folder"):
@@ -96,6 +96,13 @@ class TestWeights:
         assert fingerprint(other, weights=str(other)) == before
         (other / files[-1]).write_text("trained again")
         assert fingerprint(other, weights=str(other)) != before == fingerprint(usual)
+
+
+def test_models_of_optional_extractors_are_pulled_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_is_intact", lambda path, file: True)
+    monkeypatch.setattr(models, "local", lambda name: Path(name))
+    assert Path("face_landmarker") not in models.pull() and Path("face_landmark") in models.pull()
+    assert models.pull(["face_landmarker"]) == [Path("face_landmarker")]
 
 
 class TestMediapipe:

@@ -88,7 +88,11 @@ BACKENDS: dict[str, Backend] = {
             (10, 11),
             "none stated in its package (RetinaFace part: MIT); ask its authors, CMU's MultiComp Lab, before other use "
             "than research",
-            lambda folder: f"{scripts(folder) / 'openface'} download --output {weights_folder('openface3')}",
+            # Not its own `openface download`, which takes any folder that exists for a whole one.
+            lambda folder: (
+                f"{scripts(folder) / 'huggingface-cli'} download nutPace/openface_weights "
+                f"--local-dir {weights_folder('openface3')}"
+            ),
             frame_seconds=300.0,  # its detector takes pictures as large as they are, seconds for one of 4K
         ),
         Backend(
