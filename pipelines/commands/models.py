@@ -13,7 +13,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="list|pull", required=True)
     actions.add_parser("list", help="names, licences, sizes, and which are here")
     pull = actions.add_parser("pull", help="download into the cache; every file's sha256 is checked")
-    pull.add_argument("names", nargs="*", metavar="NAME", help="models to pull (default: all but those of optional extractors)")
+    pull.add_argument(
+        "names", nargs="*", metavar="NAME", help="models to pull (default: all but those of optional extractors)"
+    )
 
 
 def run(args: argparse.Namespace) -> Exit:
