@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,23 @@ def test_a_long_recording_in_pieces_is_as_at_once(model: Path, aligner: Any) -> 
     assert np.abs(times(whole) - times(pieces)).max() <= 0.021  # a frame
     assert np.abs(np.array([a.confidence - b.confidence for a, b in zip(whole, pieces, strict=True)])).max() < 0.05
     assert np.abs(times(pieces) - true_words(letters)).max() <= 0.05
+
+
+def test_a_group_norm_hears_the_whole_recording(model: Path, tmp_path: Path) -> None:
+    """Its statistics over time are those of the recording, not of a piece: half of this one is nearly silent."""
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    folder = shutil.copytree(model, tmp_path / "group")
+    torch.manual_seed(0)
+    config = Wav2Vec2Config.from_pretrained(folder, feat_extract_norm="group", do_stable_layer_norm=False)
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    sound, _ = spoken(random_text(np.random.default_rng(5), 40), seed=1002)
+    fading = sound.samples * np.where(np.arange(len(sound.samples)) < len(sound.samples) / 2, 1, 0.02)
+    recording = Waveform(fading.astype(np.float32), RATE)
+    labels = sorted(VOCABULARY.values())[1:]
+    _, whole = make(folder)._listen(recording, labels)
+    _, pieces = make(folder, chunk_seconds=3.1, context_seconds=1)._listen(recording, labels)
+    assert np.abs(whole - pieces).max() < 0.05
 
 
 def test_a_star_stands_for_speech_that_is_not_written_down(aligner: Any) -> None:

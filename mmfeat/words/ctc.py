@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mmfeat import models
-from mmfeat.rhythm import Rhythm
+from mmfeat.rhythm import ClipNorm, Rhythm
 from mmfeat.track import Floats, Waveform, Word
 from mmfeat.words import AlignmentError, Config, MissingBackendError, register
 from mmfeat.words.ctc_labels import STAR, Alphabet, Spelled
@@ -43,7 +43,7 @@ class CtcConfig(Config):
     )
 
 
-@register("ctc", CtcConfig, version=1, models=lambda config: (config.model,), by_language=True)
+@register("ctc", CtcConfig, version=2, models=lambda config: (config.model,), by_language=True)
 class CtcAligner:
     """Word times from a CTC model.
 
@@ -80,6 +80,7 @@ class CtcAligner:
         self._model.eval()
         self._torch = torch
         self._rhythm = Rhythm.of(known.conv_kernel, known.conv_stride)
+        self._clip_norm = ClipNorm.of(self._model.base_model.feature_extractor.conv_layers[0])
         self._rate, self._normalise = features.sampling_rate, features.do_normalize
         self._alphabet = Alphabet.of(tokenizer, language, config.romanise)
 
@@ -119,6 +120,9 @@ class CtcAligner:
             raise AlignmentError("the sound is silent")
         if self._normalise:  # over the whole recording, as if it went through the model at once
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+            samples = samples.astype(np.float32)
+        if self._clip_norm:
+            self._clip_norm.listen(samples)
         used = sorted(set(labels) - {STAR})
         frames = self._rhythm.frames(len(samples))
         emissions = np.empty((frames, len(used) + 2), np.float32)
@@ -129,7 +133,7 @@ class CtcAligner:
         done = 0
         for heard, kept in self._rhythm.pieces(frames, core, side if self.config.context_seconds else 0):
             with self._torch.inference_mode():
-                logits = self._model(self._torch.from_numpy(samples[heard].astype(np.float32))[None]).logits[0]
+                logits = self._model(self._torch.from_numpy(samples[heard])[None]).logits[0]
                 said = logits.log_softmax(-1)[:, [self._alphabet.blank, *used]].numpy()[kept]
             if len(said) != kept.stop - kept.start:
                 raise AlignmentError(f"{self.config.model} gives other frames than its convolutions say")
