@@ -205,7 +205,7 @@ def train(
 
 def conditions(material: Material, config: Config) -> dict[str, Any]:
     """What the weights depend on, and so must be the same where training goes on."""
-    packages = ("torch", "threads") + (("transformers",) if material.encoder else ())
+    packages = ("torch", "threads") + (("transformers",) if material.encoder or material.reader else ())
     return {
         "config": config.model_dump(mode="json"),
         "features": [material.features["content"], material.features.get("unlabelled")],
