@@ -4,8 +4,8 @@ A branch encodes each modality's steps. For every step of a target modality a qu
 modality and the step's place within its clip, attends to the encoded steps of the *other* modalities, and a linear
 layer makes the features from what it found. All steps are made at once: none is fed back, so training and use are the
 same. Targets are in units of the training clips' scatter (see targets), the loss is SmoothL1 over measured steps of
-clips that have something to generate from. The branches go to stage 2; heads start there afresh, as no label taught
-any. The decoder is ours (design).
+clips that have something to generate from. The branches go to stage 2, with heads that are taught on them at the end
+(see heads). The decoder is ours (design).
 
 **Completion.** The decoder stays with the run, and makes up a modality that a clip lacks (`--complete`). What is made
 are features, not the representation h: stage 2 moves the encoders on, so an h from stage 1's would no longer be one of

@@ -6,8 +6,8 @@ sees these and, in the hidden places, a vector that says no more than which moda
 2111.06377, for pictures). As no encoder ever meets a mask's vector, BERT's remedy for its absence in later use, leaving
 20 % of the chosen pieces in sight, has nothing to remedy. Targets: wordpieces by cross entropy over those that occur in
 training, divided by the log of their number so that ignorance costs about as much as a frame's; frames by SmoothL1 in
-units of the training clips' scatter. Special wordpieces and padding are no targets. Branches go to stage 2; heads start
-there afresh, as no label taught any. All but the loss is ours (design).
+units of the training clips' scatter. Special wordpieces and padding are no targets. Branches go to stage 2, with heads
+that are taught on them at the end (see heads). All but the loss is ours (design).
 
 **The answer must not leak.** Text arrays are a text encoder's output, in which every vector has seen every word: to
 hide one vector hides nothing. So the encoder reads the transcripts again without the hidden pieces (they are taken out
