@@ -49,6 +49,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _title(result: Mapping[str, Any]) -> str:
     hidden = f" without {' and '.join(result['dropped'])}" if result["dropped"] else ""
+    hidden += ", completed" if "completed" in result else ""
     return f"{result['split']} split{hidden}{_seeds(result)}"
 
 
