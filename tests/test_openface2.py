@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from mmfeat.clip import extract_to_store
 from mmfeat.corpus import Clip
 from mmfeat.extractors import MissingBackendError, find
 from mmfeat.extractors.openface_columns import COLUMNS
-from mmfeat.extractors.vision_openface2 import Openface2, Openface2Config, at_rate, averaged
+from mmfeat.extractors.vision_openface2 import Openface2, Openface2Config, _copy, at_rate, averaged
 from mmfeat.layout import FeatureFile
 from mmfeat.media import MediaError, open_media
 from mmfeat.recipe import Recipe, RecipeError, load_recipe
@@ -166,6 +167,17 @@ class TestRun:
             if leftovers(tmp_path):
                 time.sleep(0.1)
         assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 31), (431, 501), (480, 640)])
+def test_the_video_for_openface_is_exact(tmp_path: Path, height: int, width: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    spans = _copy((Frame(image, k / 30, (k + 1) / 30) for k, image in enumerate(noise)), tmp_path / "clip.avi")
+    video = cv2.VideoCapture(str(tmp_path / "clip.avi"))  # what OpenFace reads with
+    for image in noise:
+        np.testing.assert_array_equal(video.read()[1][:, :, ::-1], image)
+    assert not video.read()[0] and video.get(cv2.CAP_PROP_FPS) == pytest.approx(30)
+    np.testing.assert_allclose(spans[:, 1], [1 / 30, 2 / 30, 0.1])
 
 
 class TestContainer:
