@@ -264,6 +264,7 @@ def _vision(media: Media, clip: Clip, recipe: Recipe, timings: Timings) -> Shard
         track = extractor(frames, media.waveform)
     else:
         track = extractor(frames)
+    _check(track, extractor)
     spent = time.perf_counter() - began
     timings["vision"] = spent - (timings.get("decode", 0.0) - decoding)
     if not len(track):
@@ -277,7 +278,9 @@ def _audio(sound: Waveform | None, quality: Quality | None, recipe: Recipe, timi
     if sound is None or quality is None:
         return _track_shard(Track.empty(extractor.names), "no_audio")
     with _timed(timings, "audio"):
-        shard = _track_shard(extractor(sound), quality.status, quality.reason)
+        track = extractor(sound)
+        _check(track, extractor)
+        shard = _track_shard(track, quality.status, quality.reason)
     return replace(shard, details={**shard.details, "quality": asdict(quality)})
 
 
@@ -331,6 +334,15 @@ def _text(clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
         states.append("cut_text")
         reason = f"transcript cut to {steps} wordpieces"
     return Shard("+".join(states) or "ok", reason, arrays=arrays, details=details)
+
+
+def _check(track: Any, extractor: Any) -> None:
+    """Raises TypeError or ValueError where an extractor, which may be anybody's, breaks the contract."""
+    who = type(extractor).__name__
+    if not isinstance(track, Track):
+        raise TypeError(f"{who} returned {type(track).__name__}, not a Track")
+    if track.names != tuple(extractor.names):
+        raise ValueError(f"{who} returned {len(track.names)} columns that are not its {len(extractor.names)} names")
 
 
 def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmfeat import extractors, models
+from mmfeat import clip, extractors, models
 from mmfeat.layout import FeatureFile
+from mmfeat.media import MediaError
 from mmfeat.recipe import RecipeError, load_recipe
 from mmfeat.registry import Config, Entry, MissingBackendError, Registry
+from mmfeat.track import Track
 from tests.media_files import stripes, tone, write_media
 
 GROUP = "mmfeat.extractors"
@@ -127,6 +129,23 @@ def test_who_brings_an_extractor_is_part_of_its_fingerprint_its_release_is_not(
 
     extractors.register("of-test", Nothing, version=1)(object)
     assert fingerprint("mm-a 1.0") == fingerprint("mm-a 1.1") != fingerprint("mm-b 1.0")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(None, "returned NoneType, not a Track"), (Track.empty(("b",)), "returned 1 columns that are not its 2 names")],
+)
+def test_an_extractor_that_breaks_the_contract_is_named(answer: object, says: str, tmp_path: Path, monkeypatch) -> None:
+    class Careless:
+        names = ("a", "b")
+
+        def __call__(self, frames: object) -> object:
+            return answer
+
+    path = write_media(tmp_path / "a.mp4", stripes(3))
+    monkeypatch.setattr(clip, "loaded", lambda part, recipe: Careless() if part == "vision" else recipe.make(part))
+    with pytest.raises(MediaError, match=f"Careless {says}"):
+        clip.extract(path, "hello")
 
 
 def blocks(language: str) -> list[str]:
