@@ -31,11 +31,11 @@ _ZOOM_EVERY = 10
 """Faces too small for BlazeFace in the whole picture are looked for in every n-th frame without a face."""
 _SEEK_EVERY = 5
 """Frames between looking for a face that is gone."""
-_CUT, _DOUBT = 0.5, 0.08
+_CUT, _DOUBT = 0.5, 0.06
 """Shares of the picture that are new where one shot meets the next, and where that is asked of the faces."""
 _ALIKE, _UNLIKE = 0.6, 1.0
 """How far apart the looks of one person may be, see `looks`, and how far where the place speaks for that person."""
-_CHANGED = 0.4
+_CHANGED = 0.3
 """… and how far from one frame to the next where much of the picture is new."""
 _JUMP = 0.3
 """A face that moves by more than this share of its size beyond what it was about to do is looked at closely."""
@@ -121,6 +121,7 @@ class FaceFollower:
         self._detection, self._presence, self._eyes = detection, presence, eyes
         self._memory = memory
         self._new = ShotCuts()
+        self._last: Image | None = None
         self._followed: list[_Followed] = []
         self._gone: list[_Followed] = []
         self._frame = -1
@@ -142,6 +143,7 @@ class FaceFollower:
             zoomed = [self._nets.detect(image, self._detection, window) for window in windows]
             self._meet_all(image, list(chain.from_iterable(zoomed)), seen, time)
         self._faceless = 0 if seen else self._faceless + 1
+        self._last = image
         return seen
 
     def _look_again(self, image: Image) -> list[_Look]:
@@ -154,7 +156,7 @@ class FaceFollower:
             mesh, score = self._nets.mesh(image, face.region)
             if score >= self._presence and np.isfinite(mesh).all():
                 found.append(_Look(face, mesh, _box(mesh), _region(mesh)))
-        if new >= _DOUBT and found and all(look.face.unlike(looks(image, look.region)) > _CHANGED for look in found):
+        if new >= _DOUBT and found and all(self._has_changed(image, look) for look in found):
             self._forget()
             return []
         found = [look for look in found if self._is_itself(image, look)]
@@ -162,6 +164,11 @@ class FaceFollower:
         self._gone += [face for face in self._followed if face not in {look.face for look in found}]
         self._followed = [look.face for look in found]
         return found
+
+    def _has_changed(self, image: Image, look: _Look) -> bool:
+        """Whether somebody else is where a face was in the last frame."""
+        assert self._last is not None
+        return apart(looks(self._last, look.face.region), looks(image, look.region)) > _CHANGED
 
     def _forget(self) -> None:
         self._followed, self._gone, self._faceless = [], [], 0

@@ -10,9 +10,8 @@ Image = NDArray[np.uint8]
 
 _SIDE = 16
 """Pictures are compared as so many cells a side."""
-_STILL = 8.0
-"""Mean difference of two thumbnails, in grey levels, below which nothing is worth a closer look; cuts between people
-before one and the same wall differ by 14 and more."""
+_STEP, _STILL = 25, 0.05
+"""Two thumbnails are not worth a closer look where less than this share of their values differ by so many levels."""
 _BLANK = 6.0
 """Spread of grey levels below which a picture shows nothing: black or white between two shots, or a flash."""
 _OUTSIDE = 0.25
@@ -38,7 +37,7 @@ class ShotCuts:
         small = cv2.resize(image, (2 * _SIDE, 2 * _SIDE), interpolation=cv2.INTER_NEAREST)
         thumbnail: Image = cv2.resize(small, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
         last = self._last
-        if last is not None and cv2.norm(last, thumbnail, cv2.NORM_L1) < _STILL * thumbnail.size:
+        if last is not None and (cv2.absdiff(last, thumbnail) > _STEP).mean() < _STILL:
             self._last, self._recent = thumbnail, [self._recent[1], 0.0]
             return 0.0
         if thumbnail.std() < _BLANK:

@@ -27,18 +27,18 @@ _HUM = (80, 600)
 voiced stops are loud too, for which it is shut."""
 _QUIET = 3e-3
 """Power of silence, of that of loud speech."""
-_SIGNALS = {"open": (0.5, 0.01, 0.6), "opening": (1.0, 0.001, 0.6), "moving": (1.0, 0.25, 0.2)}
+_SIGNALS = {"open": (0.5, 0.01, 0.4), "opening": (1.0, 0.001, 0.4), "moving": (1.0, 0.25, 0.2)}
 """What is compared → its weight; the spread with which it counts by half, in distances of the outer eye corners (their
 log for `moving`), as every face trembles a little; and how much of `_HUM` is taken from the sound's level."""
 _STILL, _SPEAKS = 5e-4, 5e-3
 """Motion per point of a mouth at rest, and of one that speaks, at least: 0.006 to 0.03 in real footage."""
-_AT_REST = 0.5
+_AT_REST = 1.0
 """What a mouth at rest loses while a voice is heard."""
 _LAGS = range(-5, 8)
 """Points by which the pictures may come after the sound: files are out of step by a tenth of a second."""
 _USUAL_LAG, _UNUSUAL = 1, 0.005
 """The usual lag, and what each point away from it takes from the agreement."""
-_CHANGE = 10.0
+_CHANGE = 12.0
 """Price of a change of speaker, in points of full agreement."""
 
 _SOUND_RATE = 16000
@@ -227,7 +227,7 @@ def _smooth(values: Floats, width: float) -> Floats:
 
 
 def _standard(values: Floats, floor: float = 1e-9) -> Floats:
-    """Mean 0 and a standard deviation of nearly 1, less where values hardly vary."""
+    """Mean 0 and a standard deviation of nearly 1, less where values hardly vary; no moment decides alone."""
     if not len(values):
         return values
-    return (values - values.mean()) / np.hypot(values.std(), floor)
+    return np.clip((values - values.mean()) / np.hypot(values.std(), floor), -2, 2)
