@@ -321,8 +321,11 @@ def test_a_server_ends_when_we_are_killed(script: Path, tmp_path: Path, state: s
             while not psutil.Process(pid).children() and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert psutil.Process(pid).children()
+        started = psutil.Process(pid).children()
         process.kill()
     assert ends(pid)
+    for child in started:  # it left the group, and the server cannot know of it
+        child.kill()
 
 
 class TestWire:
