@@ -297,6 +297,12 @@ def test_seats_are_shared_by_people_of_different_shots() -> None:
     assert not note and seats.tolist() == [[0, 1]] * 10 + [[3, 2]] * 10
 
 
+def test_of_two_who_are_seen_as_long_the_larger_is_taken(nets: FaceNets, cast: list[Face]) -> None:
+    images = talk(cast, np.zeros(3), np.zeros(3))
+    for frames in (images, [image[:, ::-1].copy() for image in images]):
+        assert (is_right(run(frames, None, person="longest")) == is_right(run(frames, None, person="largest"))).all()
+
+
 def test_nobody_at_all(nets: FaceNets) -> None:
     for person in ("largest", "speaking", "all"):
         empty = run([], lambda: None, person=person)

@@ -70,9 +70,10 @@ class People:
             chosen = np.where(speakers < 0, chosen, speakers)
         return chosen[:, None], note
 
-    def _rank(self, identity: int) -> float:
+    def _rank(self, identity: int) -> tuple[float, float]:
+        """The first choice has the highest."""
         person = self._people[identity]
-        return len(person.frames) if self._choice == "longest" else person.share
+        return len(person.frames) if self._choice == "longest" else 0, person.share
 
     def _is_contested(self, frames: int) -> bool:
         faces = np.zeros(frames, np.intp)
