@@ -52,7 +52,7 @@ def labels(folder: Path, out: Path | None, more: list[str]) -> None:
 
 def demo(folder: Path, out: Path | None, more: list[str]) -> None:
     corpus, features = str(folder / "corpus"), folder / "features.h5"
-    for call in (["demo", corpus, "--clips", "240"], ["extract", corpus, "-o", str(features), "--workers", "2"]):
+    for call in (["demo", corpus, "--clips", "120"], ["extract", corpus, "-o", str(features), "--workers", "2"]):
         subprocess.run([sys.executable, "-m", "pipelines.cli", *call], check=True, stdout=subprocess.DEVNULL)
     compared(features, out, *more)
 
