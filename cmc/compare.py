@@ -21,6 +21,7 @@ from cmc.data import load, open_features, task_of
 from cmc.metrics import mean_std
 from cmc.results import Progress, Result, Results, Training, digest, gather, nothing_shown
 from cmc.strategies import STRATEGIES
+from cmc.train import open_material
 from cmc.training import Report
 from cmc.trial import trial
 
@@ -53,14 +54,20 @@ class Comparison:
     """Strategy → share of labels → one result per seed."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Strategy, or strategy and share → why there is no result."""
+    bound: tuple[str, ...] = ()
+    """Strategies that were told what is not in the feature file: nobody can train with them, so none is best."""
 
     def best(self) -> list[str]:
         """The strategy with the highest mean accuracy on validation with most labels, and those that are as good: a
         paired t-test over seeds finds no difference (p ≥ 0.05). One seed tells nothing of the kind."""
+        most = max(share for per_share in self.table.values() for share in per_share)
         accuracies = {
-            name: [result["validation"]["accuracy"] for result in per_share[max(per_share)]]
+            name: [result["validation"]["accuracy"] for result in per_share[most]]
             for name, per_share in self.table.items()
+            if most in per_share and name not in self.bound
         }
+        if not accuracies:
+            return []
         ranking = sorted(accuracies, key=lambda name: -float(np.mean(accuracies[name])))
         first = accuracies[ranking[0]]
         return [n for n in ranking if n == ranking[0] or (p_value(first, accuracies[n]) or 0.0) >= 0.05]
@@ -69,6 +76,7 @@ class Comparison:
         """Means and standard deviations of everything, as JSON."""
         return {
             "best_on_validation": self.best(),
+            "bound": list(self.bound),
             "left_out": self.left_out,
             "strategies": {
                 name: {f"{share:g}": _summary(results) for share, results in per_share.items()}
@@ -80,16 +88,25 @@ class Comparison:
 def compare(plan: Plan, out: Path, progress: Progress = nothing_shown, workers: Pool | None = None) -> Comparison:
     """Run the plan; what `out` holds already is not trained again.
 
-    Strategies that cannot learn from the corpus are left out, saying why. Raises UsageError for an unknown strategy
-    and for a share that is none.
+    Strategies that cannot learn from the corpus are left out, saying why. Raises UsageError for an unknown strategy,
+    for a share that is none, and for unlabelled clips that do not fit.
     """
     if unknown := [name for name in plan.strategies if name not in STRATEGIES]:
         raise UsageError(f"no strategy {', '.join(unknown)}; there are: {', '.join(STRATEGIES)}")
     if wrong := [share for share in plan.shares if not 0 < share <= 1]:
         raise UsageError(f"a share of labels must be more than 0 % and at most 100 %, not {100 * wrong[0]:g} %")
-    left_out = {}
-    if "gt" in plan.strategies and plan.truth is None and not _annotated(plan.features):
-        left_out["gt"] = f"{plan.features} has no annotated unimodal labels (--truth names a csv of them)"
+    left_out, bound = {}, tuple[str, ...]()
+    if "gt" in plan.strategies and not _annotated(plan.features):
+        bound = ("gt",)
+        if plan.truth is None:
+            left_out["gt"] = f"{plan.features} has no annotated unimodal labels (--truth names a csv of them)"
+    able = [name for name in plan.strategies if STRATEGIES[name].unlabelled]
+    if plan.unlabelled is not None:  # what is wrong with it is said before anything is trained
+        if not able:
+            raise UsageError(f"none of {', '.join(plan.strategies)} learns from --unlabelled clips")
+        open_material(
+            plan.features, Config(**(plan.config.model_dump() | {"pretrain": able[0]})), "auto", plan.unlabelled
+        )
     names = [name for name in dict.fromkeys(plan.strategies) if name not in left_out]
     rows = {(name, share): _row(name, share) for name in names for share in sorted(set(plan.shares))}
     trainings = _trainings(plan, rows)
@@ -98,11 +115,11 @@ def compare(plan: Plan, out: Path, progress: Progress = nothing_shown, workers: 
     for (name, share), row in rows.items():
         if row in found.results:
             table.setdefault(name, {})[share] = found.results[row]
-    return Comparison(table, left_out | found.left_out)
+    return Comparison(table, left_out | found.left_out, bound)
 
 
 def _row(name: str, share: float) -> str:
-    return name if share == 1 else f"{name}, {100 * share:.3g} %"
+    return name if share == 1 else f"{name}, {100 * share:g} %"
 
 
 def _trainings(plan: Plan, rows: Mapping[tuple[str, float], str]) -> list[Training]:
@@ -175,5 +192,5 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
         "validation": mean_std([result["validation"] for result in results]),
         "test": {group: mean_std([result["cmc"][group] for result in results]) for group in first["cmc"]},
         "recovered": recovery(results),
-        "cpu_seconds_per_epoch": mean_std([result["seconds"] for result in results]),
+        "cpu_seconds": mean_std([result["seconds"] for result in results]),
     }

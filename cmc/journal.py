@@ -13,6 +13,7 @@ import random
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,6 +66,7 @@ class RunJournal(Journal):
         self._cost = 0.0
 
     def __enter__(self) -> Self:
+        self._made = not self.folder.parent.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
         try:
@@ -83,6 +85,9 @@ class RunJournal(Journal):
     ) -> None:
         if not any(self.folder.glob("*.pt")):
             self.remove()
+        if self._made:
+            with suppress(OSError):  # of a training that was refused nothing stays
+                self.folder.parent.rmdir()
         self._lock.close()
 
     def remove(self) -> None:

@@ -40,6 +40,8 @@ NAMES = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise", "t
 COLUMNS = {"text": 16, "audio": 8, "vision": 10}
 STEPS = {"text": 12, "audio": 24, "vision": 16}
 """Longest clip, in steps."""
+MORE = "more"
+"""The clips without a label."""
 _CLS, _SEP, _FIRST_WORD, _WORDS = 2, 3, 4, 20
 
 
@@ -61,6 +63,8 @@ class Plan:
     classes: int = 3
     corrupt: float = 0.0
     """Share of training and validation clips whose M label in the file is another than the true one."""
+    unlabelled: int = 0
+    """Further clips, without any label, in a file of their own."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= len(NAMES):
@@ -70,8 +74,9 @@ class Plan:
                 raise UsageError(f"{name} {share:g} is not a share of the clips: 0 to 1")
         if not 0 <= self.signal < np.inf:
             raise UsageError(f"signal {self.signal:g} is not a distance: a finite number, 0 or more")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed} is below 0")
+        for name in ("seed", "unlabelled"):
+            if (number := getattr(self, name)) < 0:
+                raise UsageError(f"{name} {number} is below 0")
 
     @property
     def fingerprint(self) -> str:
@@ -84,7 +89,8 @@ class Plan:
 
 
 def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """Write a feature file, and `<stem>_truth.csv` with the planted labels beside it.
+    """Write a feature file, and beside it `<stem>_truth.csv` with the planted labels, and `<stem>_unlabelled.h5` with
+    further clips where the plan has such.
 
     Args:
         path: of the .h5 file.
@@ -99,6 +105,23 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
     rng = np.random.default_rng(plan.seed)
     means = {m: _means(rng, columns, plan.classes, plan.signal) for m, columns in COLUMNS.items()}
     encode = _Encoder(text_encoder) if text_encoder else None
+    truth = _write(path, plan, plan.clips, rng, means, encode)
+    if plan.unlabelled:
+        further = {MORE: plan.unlabelled}
+        _write(path.with_name(f"{path.stem}_unlabelled.h5"), plan, further, rng, means, encode)
+    _write_truth(path.with_name(f"{path.stem}_truth.csv"), truth, plan)
+    return truth
+
+
+def _write(
+    path: Path,
+    plan: Plan,
+    clips_of: Mapping[str, int],
+    rng: np.random.Generator,
+    means: Mapping[str, NDArray[np.float64]],
+    encode: _Encoder | None,
+) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """One file; returns its true classes. Clips of split `MORE` are written as training clips without a label."""
     columns = COLUMNS | ({"text": encode.columns} if encode else {})
     truth, statuses = {}, []
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
@@ -113,20 +136,22 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
             versions={},
             created="",
         )
-        for split, clips in plan.clips.items():
+        for split, clips in clips_of.items():
             labels = truth[split] = _labels(rng, clips, plan)
-            group = create_split(file, split, clips, {m: (STEPS[m], columns[m]) for m in COLUMNS})
+            written = "train" if split == MORE else split
+            group = create_split(file, written, clips, {m: (STEPS[m], columns[m]) for m in COLUMNS})
             ids = [f"{split}$_${row:04d}" for row in range(clips)]
             group["id"][:] = ids
             group["raw_text"][:] = [""] * clips
             group["annotations"][:] = ["" for _ in ids]
-            _write_labels(group, labels | {"M": _corrupted(labels["M"], split, plan)}, plan)
+            if split != MORE:
+                _write_labels(group, labels | {"M": _corrupted(labels["M"], split, plan)}, plan)
             for modality in ("audio", "vision"):
                 gone = rng.random(clips) < plan.missing
                 values, mask = _series(rng, means[modality], labels[modality[0].upper()], STEPS[modality], gone)
                 group[modality][:], group[f"{modality}_mask"][:] = values, mask
                 group[f"{modality}_lengths"][:] = (np.arange(1, mask.shape[1] + 1) * mask).max(1)
-                if split == "train":
+                if written == "train":
                     measured = values[mask] if mask.any() else np.zeros_like(values[0])  # no clip has it
                     write_train_stats(file, modality, measured.mean(0), measured.std(0))
             tokens = _tokens(rng, labels["T"], STEPS["text"], plan.classes)
@@ -134,9 +159,8 @@ def plant(path: Path, plan: Plan, text_encoder: Path | None = None) -> dict[str,
             group["text"][:], group["text_bert"][:] = text, tokens
             group["text_lengths"][:] = tokens[:, 1].sum(1)
             write_words(group, [])
-            statuses += [ClipStatus(id, split, "ok") for id in ids]
+            statuses += [ClipStatus(id, written, "ok") for id in ids]
         write_clips(file, statuses)
-    _write_truth(path.with_name(f"{path.stem}_truth.csv"), truth, plan)
     return truth
 
 

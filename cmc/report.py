@@ -261,16 +261,18 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     seeds = f"mean ± standard deviation of {one['seeds']} seeds" if one["seeds"] > 1 else "one seed"
     share = max(float(share) for share, _ in largest.values())
     labels = "" if share == 1 else f", {one['labelled']} training clips with a label"
-    console.print(f"Accuracy, {seeds}{labels}; CPU seconds per epoch of stage 1", highlight=False)
+    console.print(f"Accuracy, {seeds}{labels}; CPU seconds of stage 1, and of its slowest epoch", highlight=False)
     table = Table()
     groups = [f"test\n{group}" for group in one["test"]]
-    for column in ("", "validation", *groups, "s/epoch"):
+    for column in ("", "validation", *groups, "stage 1\n s", "epoch\n s"):
         table.add_column(column, justify="right" if column else "left")
     for name, (_, figures) in largest.items():
         tested = (_spread(group["accuracy"], figures["seeds"]) for group in figures["test"].values())
-        seconds = figures["cpu_seconds_per_epoch"].get("pretrain")
+        taken = (figures["cpu_seconds"].get(key) for key in ("pretrain", "slowest pretrain"))
+        seconds = (f"{mean_std[0]:.2f}" if mean_std else "–" for mean_std in taken)
         validation = _spread(figures["validation"]["accuracy"], figures["seeds"])
-        table.add_row(name, validation, *tested, number(seconds[0]) if seconds else "–")
+        shown = f"{name} (bound)" if name in summary["bound"] else name
+        table.add_row(shown, validation, *tested, *seconds)
     console.print(table)
     if recovered := {name: figures for name, (_, figures) in largest.items() if figures["recovered"]}:
         console.print(

@@ -51,7 +51,7 @@ def trial(
         validation: figures on the validation split.
         labelled: training clips that have labels.
         recovered: see `recovered`; empty where the strategy makes no labels.
-        seconds: CPU seconds per epoch, of `pretrain` and `finetune`.
+        seconds: CPU seconds of `pretrain` and `finetune`, and of their slowest epochs (`slowest pretrain` …).
 
     Raises DivergedError, and KeyboardInterrupt on Ctrl-C: half a training is no result.
     """
@@ -83,8 +83,9 @@ class Clock:
         self._last = time.process_time()
 
     def seconds(self) -> dict[str, float]:
-        """Stage → median seconds of an epoch."""
-        return {stage: float(torch.tensor(taken).median()) for stage, taken in self._taken.items()}
+        """Of each stage, and of its slowest epoch: a strategy's phases may differ, and the dearest is what counts."""
+        whole = {stage: sum(taken) for stage, taken in self._taken.items()}
+        return whole | {f"slowest {stage}": max(taken) for stage, taken in self._taken.items()}
 
 
 def open_annotated(features: Path, config: Config, truth: Path | None, unlabelled: Path | None = None) -> Material:

@@ -33,7 +33,11 @@ def test_every_strategy(features: Path, tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     summary = json.loads((out / "comparison.json").read_text())
     assert list(summary["strategies"]) == list(COMPARED) and all(name in shown for name in COMPARED)
-    assert "best on validation: " in shown and "left out" not in shown
+    assert "best on validation: " in shown and "best on validation: gt" not in shown and "left out" not in shown
+    assert "gt learnt from --truth" in shown and summary["bound"] == ["gt"]
+    assert (
+        f"next: cmc train {features} -o RUN --layers 1 --pretrain-epochs 1 --epochs 1 --text freeze --pretrain" in shown
+    )
     for figures in (per_share["1"] for per_share in summary["strategies"].values()):
         assert set(figures["test"]) == {"overall", "consistent", "conflicting"} and figures["seeds"] == 2
     made = summary["strategies"]["plgm"]["1"]["recovered"]
@@ -81,8 +85,10 @@ def test_only_strategies_that_can_learn_from_unlabelled_clips_get_them(
         return {"clips": {}, "cmc": {}, "majority": {}, "recovered": {}, "validation": {"accuracy": 0.5}}
 
     monkeypatch.setattr(compared, "trial", trial)
-    compare(Plan(features, SMALL, ("none", "masked"), 1, unlabelled=features), tmp_path / "out")
-    assert seen == {"none": None, "masked": features}
+    plant(tmp_path / "p.h5", Planted({"train": 9, "valid": 3, "test": 3}, unlabelled=7))
+    more = tmp_path / "p_unlabelled.h5"
+    compare(Plan(tmp_path / "p.h5", SMALL, ("none", "masked"), 1, unlabelled=more), tmp_path / "out")
+    assert seen == {"none": None, "masked": more}
 
 
 def test_what_cannot_learn_from_the_corpus_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +111,9 @@ def test_validation_decides_and_test_does_not() -> None:
     close = Comparison({"a": results([0.6, 0.7, 0.8], 0.9), "b": results([0.8, 0.7, 0.63], 0.1)})
     assert close.best() == ["b", "a"]
     assert Comparison({"a": results([0.6], 0.9), "b": results([0.8], 0.1)}).best() == ["b"]  # nothing to test with
+    few = {0.1: results([0.8, 0.82, 0.81], 0.9)[1.0]}
+    assert Comparison({"a": results([0.6, 0.61, 0.62], 0.1), "b": few}).best() == ["a"]  # b has a tenth of the labels
+    assert Comparison({"gt": results([0.9], 0.9)}, bound=("gt",)).best() == []
 
 
 def test_p_value_is_of_pairs() -> None:
@@ -127,6 +136,21 @@ def test_recovery_means_over_modalities() -> None:
 
 def test_curve() -> None:
     assert curve(0.1) == [0.1, 0.32, 1.0] and curve(1.0) == [1.0]
+
+
+def test_unlabelled_clips_that_do_not_fit_are_refused_before_training(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["compare", str(features), "-o", str(tmp_path / "out"), *QUICK, "--unlabelled"]
+    plant(tmp_path / "other.h5", Planted({"train": 9, "valid": 3, "test": 3}, signal=2.0))
+    assert main([*call, str(tmp_path / "other.h5"), "--strategies", "none", "masked"]) == 2
+    assert main([*call, str(features), "--strategies", "none"]) == 2
+    shown = capsys.readouterr().err
+    assert "other.h5" in shown and "none of none learns from --unlabelled clips" in shown and "epoch" not in shown
+
+
+def test_shares_that_are_close_have_rows_of_their_own() -> None:
+    assert compared._row("none", 0.1231) != compared._row("none", 0.1232)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cmc.cli import main
 from cmc.planted import Plan, plant
-from mmfeat.layout import FeatureFile
+from mmfeat.layout import REGRESSION, FeatureFile
 
 CLIPS = ["--clips", "8", "4", "4"]
 
@@ -24,6 +25,7 @@ CLIPS = ["--clips", "8", "4", "4"]
         (["--signal", "nan"], "signal nan"),
         (["--signal", "-1"], "signal -1"),
         (["--seed", "-1"], "seed -1"),
+        (["--unlabelled", "-1"], "unlabelled -1"),
     ],
 )
 def test_impossible_plans_are_refused(
@@ -89,3 +91,20 @@ def test_a_run_does_not_answer_for_another_plan(tmp_path: Path, capsys: pytest.C
     for name, status in (("own", 0), ("more", 0), ("seed", 2), ("signal", 2)):
         assert main(["evaluate", str(run), str(tmp_path / f"{name}.h5")]) == status, name
     assert "features of" in capsys.readouterr().err
+
+
+def test_clips_without_a_label_are_of_the_same_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The labelled file does not change by them, and strategies that learn from such clips take them."""
+    path, alone = tmp_path / "p.h5", tmp_path / "alone.h5"
+    clips = ["--clips", "30", "12", "12"]
+    assert main(["plant", str(path), *clips, "--unlabelled", "20"]) == 0
+    assert main(["plant", str(alone), *clips]) == 0
+    more = tmp_path / "p_unlabelled.h5"
+    assert str(more) in capsys.readouterr().out
+    with FeatureFile(path) as file, FeatureFile(alone) as other, FeatureFile(more) as further:
+        assert (file.read("train", "audio") == other.read("train", "audio")).all()
+        assert list(further.splits) == ["train"] and len(further.read("train", "id")) == 20
+        assert np.isnan(further.read("train", REGRESSION)).all()
+        assert not set(further.read("train", "id")) & set(file.read("train", "id"))
+    call = ["train", str(path), "-o", str(tmp_path / "run"), "--unlabelled", str(more), "--pretrain", "masked"]
+    assert main([*call, "--layers", "1", "--pretrain-epochs", "1", "--epochs", "1", "--text", "freeze"]) == 0

@@ -151,7 +151,7 @@ def test_named_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     plant(tmp_path / "f.h5", Plan({"train": 12, "valid": 6, "test": 6}, classes=4))
     call = ["train", str(tmp_path / "f.h5"), "-o", str(tmp_path / "run"), "--text", "freeze", "--pretrain", "ulgm"]
     assert main(call) == 2
-    assert "named classes have no sign" in capsys.readouterr().err and not (tmp_path / "run" / "run.json").exists()
+    assert "named classes have no sign" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_planted_labels_are_found(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cmc.commands.exits import OK, USAGE
-from cmc.commands.flags import add_threads, config_of, positive
+from cmc.commands.flags import add_threads, as_flags, config_of, given_settings, positive
 from cmc.strategies import STRATEGIES
 
 SUMMARY = "which way to pretrain serves a corpus best"
@@ -90,10 +90,18 @@ def run(args: argparse.Namespace) -> int:
     with atomic(args.out / "comparison.json") as path:
         path.write_text(json.dumps(summary, indent=1), encoding="utf-8")
     show_comparison(summary)
-    first, *equal = summary["best_on_validation"]
-    also = f"; no worse, as far as {args.seeds} seeds can tell: {', '.join(equal)}" if equal else ""
-    print(f"best on validation: {first}{also}")
+    best = summary["best_on_validation"]
+    if best:
+        also = f"; no worse, as far as {args.seeds} seeds can tell: {', '.join(best[1:])}" if best[1:] else ""
+        print(f"best on validation: {best[0]}{also}")
+    for name in summary["bound"]:
+        if name in found.table:
+            print(f"{name} learnt from --truth, which is not in the file: it is what could be reached, not a choice")
     for picture in draw_comparison(summary, args.out):
         print(f"picture: {picture}")
-    print(f"next: cmc train {args.given} -o RUN --pretrain {first}")
+    if best:
+        more = [as_flags(given_settings(args) | {"pretrain": best[0]})]
+        if args.unlabelled and STRATEGIES[best[0]].unlabelled:
+            more.append(f"--unlabelled {args.unlabelled}")
+        print(f"next: cmc train {args.given} -o RUN {' '.join(more)}")
     return OK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -89,6 +89,19 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
             "give the settings by flags, or drop one of the two"
         )
     return stored | flags
+
+
+def as_flags(settings: Mapping[str, Any]) -> str:
+    """The flags that give these settings, for a command to type."""
+    said = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            said.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            said.append(" ".join((f"--{flag}", *map(str, values))))
+    return " ".join(said)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -31,6 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corrupt", type=float, default=0.0, metavar="SHARE", help="of training and validation clips labelled wrongly"
     )
+    parser.add_argument(
+        "--unlabelled", type=int, default=0, metavar="N", help="further clips without a label, into FILE_unlabelled.h5"
+    )
     parser.add_argument("--annotated", action="store_true", help="write the unimodal labels into FILE too, for CMC-GT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE and its labels where they exist")
@@ -42,12 +45,16 @@ def run(args: argparse.Namespace) -> int:
 
     splits = dict(zip(("train", "valid", "test"), args.clips, strict=True))
     shares = {"conflict": args.conflict, "signal": args.signal, "missing": args.missing, "corrupt": args.corrupt}
-    plan = Plan(splits, **shares, annotated=args.annotated, seed=args.seed, classes=args.classes)
+    plan = Plan(
+        splits, **shares, annotated=args.annotated, seed=args.seed, classes=args.classes, unlabelled=args.unlabelled
+    )
     if args.out.suffix != ".h5":
         raise UsageError(f"{args.out} must end in .h5, as feature files do")
     truth = args.out.with_name(f"{args.out.stem}_truth.csv")
-    if not args.overwrite and (there := [str(path) for path in (args.out, truth) if path.exists()]):
+    more = args.out.with_name(f"{args.out.stem}_unlabelled.h5")
+    written = (args.out, truth, *([more] if plan.unlabelled else []))
+    if not args.overwrite and (there := [str(path) for path in written if path.exists()]):
         raise UsageError(f"{' and '.join(there)} exists: choose another name, or --overwrite")
     plant(args.out, plan)
-    print(f"{args.out}, true labels in {truth}")
+    print(f"{args.out}, true labels in {truth}" + (f", clips without a label in {more}" if plan.unlabelled else ""))
     return OK

@@ -75,7 +75,7 @@ def mosi(folder: Path, out: Path | None, more: list[str]) -> None:
 
 
 def epochs(folder: Path, out: Path | None, more: list[str], number: int = 128, count: int = 4) -> None:
-    """CPU seconds of each strategy's slowest epoch, of those that it judges, on one thread."""
+    """CPU seconds of each strategy's epochs on one thread, those of its preparing phases included."""
     from tests.benchmarks.sims import COLUMNS, TASK, bert, clips
 
     torch.set_num_threads(1)
