@@ -65,7 +65,7 @@ class ClipNorm:
         return cls(first.conv, norm) if type(norm).__name__ == "GroupNorm" else None
 
     def listen(self, samples: Floats) -> None:
-        """Take the statistics of a clip."""
+        """Take the statistics of a clip of at least one frame."""
         width = self._weights.shape[1]
         places = np.lib.stride_tricks.sliding_window_view(samples, width)[:: self._stride]
         total, moment = np.zeros(width), np.zeros((width, width))

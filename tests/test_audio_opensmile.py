@@ -65,6 +65,28 @@ def test_values_are_opensmiles_own() -> None:
         np.testing.assert_allclose(track.times[:, k], expected.index.get_level_values(edge).total_seconds(), atol=1e-6)
 
 
+@pytest.mark.parametrize("peak", [1.0, 1.05, 3.0])
+def test_peaks_beyond_full_scale_are_clipped_not_turned_over(peak: float) -> None:
+    samples = voice(0.5).samples
+    loud = samples * np.float32(peak / np.abs(samples).max())
+    found, clipped = (made()(Waveform(s, 16000)).values for s in (loud, np.clip(loud, -0.9999, 0.9999)))
+    np.testing.assert_allclose(found, clipped, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, None])
+def test_the_rate_that_opensmile_hears(sample_rate: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor, rates = made(sample_rate=sample_rate), []
+    process = extractor._smile.process_signal
+    monkeypatch.setattr(
+        extractor._smile, "process_signal", lambda samples, rate: rates.append(rate) or process(samples, rate)
+    )
+    sound = voice(0.5, rate=44100)
+    track = extractor(sound)
+    assert rates == [sample_rate or 44100]
+    expected = made(sample_rate=None)(sound.at(sample_rate or 44100)).values
+    np.testing.assert_array_equal(track.values, expected[: len(track)])
+
+
 def test_rows_stand_where_the_sound_is() -> None:
     track = made()(voice(2.0, onset=0.5, end=1.5))
     np.testing.assert_allclose(np.diff(track.times[:, 0]), 0.01, atol=1e-9)

@@ -135,6 +135,9 @@ def test_nothing_to_align(aligner: Any) -> None:
     assert aligner(sound, " …! 👍 ") == []
     with pytest.raises(AlignmentError, match="no sound"):
         aligner(Waveform(np.zeros(0, np.float32), 16000), "hello")
+    for samples, rate in ((1, 16000), (159, 16000), (1, 192000)):  # loud, all the same
+        with pytest.raises(AlignmentError, match="ms long, less than a frame"):
+            aligner(Waveform(np.full(samples, 0.9, np.float32), rate), "go")
     with pytest.raises(AlignmentError, match="silent"):
         aligner(Waveform(np.zeros(16000, np.float32), 16000), "hello")
     with pytest.raises(AlignmentError, match="not finite"):

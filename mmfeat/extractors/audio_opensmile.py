@@ -17,6 +17,9 @@ from mmfeat.track import Floats, Seconds, Track, Waveform
 SHORTEST = 0.06
 # Seconds from one row of descriptors to the next, and what a row looks at.
 HOP = 0.01
+# Its Python package turns samples into 16-bit integers and does not limit them: what is louder comes out with the other
+# sign. Lossy codecs, resampling and one loudness for all clips put peaks there.
+LOUDEST = 32767 / 32768
 WINDOWS = {"eGeMAPSv02": 0.02, "GeMAPSv01b": 0.02, "ComParE_2016": 0.06}
 
 
@@ -43,7 +46,7 @@ class OpensmileConfig(Config):
         return self
 
 
-@register("opensmile", OpensmileConfig, version=1)
+@register("opensmile", OpensmileConfig, version=2)
 class Opensmile:
     """Descriptors in openSMILE's order and under its names.
 
@@ -51,8 +54,8 @@ class Opensmile:
     60 ms; all of ComParE_2016 counts as 60 ms. The last row lasts to the clip's end. Functionals have a row for
     each `window`; a rest of less than half a window belongs to the row before it.
 
-    A clip shorter than 60 ms is filled up with silence. A row in which openSMILE gives a number that is not finite is
-    not valid.
+    A clip shorter than 60 ms is filled up with silence; samples beyond full scale are clipped. A row in which openSMILE
+    gives a number that is not finite is not valid.
     """
 
     def __init__(self, config: OpensmileConfig):
@@ -79,7 +82,8 @@ class Opensmile:
         """Rows of the sound between `start` and `end` seconds."""
         samples = sound.samples[round(start * sound.rate) : round(end * sound.rate)]
         shortest = int(np.ceil(SHORTEST * sound.rate))
-        table: Any = self._smile.process_signal(np.pad(samples, (0, max(0, shortest - len(samples)))), sound.rate)
+        samples = np.pad(samples.clip(-1, LOUDEST), (0, max(0, shortest - len(samples))))
+        table: Any = self._smile.process_signal(samples, sound.rate)
         return table.to_numpy(np.float32)
 
     def _times(self, rows: int, seconds: float) -> Seconds:

@@ -111,20 +111,20 @@ class CtcAligner:
 
         Only columns that are needed are kept: an hour of a Chinese alphabet would not fit into memory.
         """
-        if not len(waveform.samples):
-            raise AlignmentError("there is no sound")
         if not np.isfinite(waveform.samples).all():
             raise AlignmentError("the sound has samples that are not finite numbers")
         samples = waveform.at(self._rate).samples
+        if not len(samples):  # also of a sample or two at a high rate
+            raise AlignmentError("there is no sound")
         if not np.abs(samples).max() > _SILENCE:
             raise AlignmentError("the sound is silent")
         if self._normalise:  # over the whole recording, as if it went through the model at once
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
             samples = samples.astype(np.float32)
-        if self._clip_norm:
+        frames = self._rhythm.frames(len(samples))
+        if self._clip_norm and frames:
             self._clip_norm.listen(samples)
         used = sorted(set(labels) - {STAR})
-        frames = self._rhythm.frames(len(samples))
         emissions = np.empty((frames, len(used) + 2), np.float32)
         core, side = (
             max(1, round(seconds * self._rate / self._rhythm.stride))

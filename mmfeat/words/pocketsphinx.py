@@ -213,6 +213,8 @@ def _prepare(waveform: Waveform) -> Samples:
         raise AlignmentError("there is no sound")
     if not np.isfinite(waveform.samples).all():
         raise AlignmentError("the sound has samples that are not finite numbers")
+    if waveform.seconds < _FRAME:
+        raise AlignmentError(f"the sound is {waveform.seconds * 1000:.2g} ms long, less than a frame")
     samples = waveform.at(RATE).samples.astype(np.float64)
     samples -= samples.mean()
     peak = np.abs(samples).max()
