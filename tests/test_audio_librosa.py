@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmfeat.extractors import find
+from mmfeat.extractors import audio_librosa, find
 from mmfeat.extractors.audio_librosa import FEATURES
 from mmfeat.track import Waveform
 
@@ -165,10 +165,88 @@ def test_an_unknown_feature_is_refused_with_what_there_is() -> None:
         made(features=["f1_delta"])
 
 
-@pytest.mark.filterwarnings("ignore:With fmin")
 def test_a_pitch_that_the_files_own_rate_cannot_hold_is_named() -> None:
-    extractor = made(sample_rate=None, f0_min=20.0, n_fft=1024)
+    """A frame must hold two of the longest period."""
+    extractor = made(sample_rate=None, f0_min=40.0, n_fft=1024)
     assert extractor(speechlike(0.2, 16000)).valid.all()
-    with pytest.raises(ValueError, match="F0 from 20 to 500 Hz does not lie between"):
+    with pytest.raises(ValueError, match=r"F0 from 40 to 500 Hz does not lie between 2 x .* 86.1328 and 22050 Hz"):
         extractor(speechlike(0.2, 44100))
+    with pytest.raises(ValueError, match="F0 from 40 to 500 Hz"):
+        made(sample_rate=44100, f0_min=40.0, n_fft=1024)
     assert made(sample_rate=None, f0_min=20.0, n_fft=1024, features=["rms"])(speechlike(0.2, 44100)).valid.all()
+
+
+@pytest.mark.parametrize(("rate", "least"), [(22050, 111), (8000, 128)])
+def test_contrast_needs_a_bin_in_each_octave(rate: int, least: int) -> None:
+    with pytest.raises(ValueError, match=f"spectral_contrast at {rate} Hz needs n_fft of at least {least}"):
+        made(features=["spectral_contrast_delta"], sample_rate=rate, n_fft=least - 1)
+    sound = speechlike(0.2, rate)
+    assert made(features=["spectral_contrast"], sample_rate=rate, n_fft=least)(sound).valid.all()
+    with pytest.raises(ValueError, match=f"needs n_fft of at least {least}"):
+        made(features=["spectral_contrast"], sample_rate=None, n_fft=64)(sound)
+
+
+@pytest.mark.parametrize("rate", [22050, 44100, 48000])
+def test_no_row_is_lost_to_rounding(rate: int) -> None:
+    """15 * 1024 / 44100 * 22050 is less than 15 * 512 in floating point."""
+    for hops in (15, 16, 43):
+        sound = Waveform(np.zeros(hops * 512 * rate // 22050, np.float32), rate)
+        expected = 1 + len(sound.samples) * 22050 // rate // 512
+        assert len(made(features=["rms"])(sound)) == expected
+    assert len(made(features=["rms"])(Waveform(np.zeros(15 * 1024, np.float32), 44100))) == 16
+
+
+@pytest.mark.filterwarnings("ignore:n_fft")
+@pytest.mark.parametrize("samples", [1, 40_000])
+def test_blocks_do_not_change_results(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Waveform(speechlike(2.0, 22050).samples[:samples], 22050)
+    whole = made(features=list(FEATURES))(sound).values
+    monkeypatch.setattr(audio_librosa, "_BLOCK", 7)
+    same(made(features=list(FEATURES))(sound).values, whole, "in blocks")
+
+
+def noise(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.02, int(seconds * 22050)).astype(np.float32)
+
+
+@pytest.mark.parametrize("offset", [0.01, 0.05, 0.2])
+def test_a_constant_offset_is_no_voice(offset: float) -> None:
+    extractor = made(features=["f0"])
+    assert not extractor(Waveform(noise(2.0) + np.float32(offset), 22050)).values[:, 0].any()
+    voice = speechlike(2.0, 22050)
+    before, after = (extractor(Waveform(voice.samples + np.float32(x), 22050)).values[:, 0] for x in (0, offset))
+    assert np.mean((before > 0) == (after > 0)) > 0.97
+
+
+def test_what_is_much_quieter_than_the_loudest_is_not_voiced() -> None:
+    """Hum 40 dB below the voice has a pitch too; `silence_db` says whether it counts."""
+    time = np.arange(22050) / 22050
+    hum, voice = 0.005 * np.sin(2 * np.pi * 100 * time), 0.5 * np.sin(2 * np.pi * 200 * time)
+    sound = Waveform(np.concatenate([hum, voice]).astype(np.float32), 22050)
+    for silence_db, heard in ((30.0, False), (50.0, True)):
+        track = made(features=["f0"], silence_db=silence_db)(sound)
+        middle = track.times.mean(axis=1)
+        assert (track.values[(middle > 0.2) & (middle < 0.8), 0] > 0).all() == heard
+        assert (track.values[(middle > 1.2) & (middle < 1.8), 0] > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:n_fft")
+@pytest.mark.parametrize("feature", ["chroma_cqt", "chroma_cens", "tonnetz", "chroma_stft"])
+def test_tuning_moves_the_chromas(feature: str) -> None:
+    sound = speechlike(1.0, 22050)
+    as_it_is, higher = (made(features=[feature], tuning=tuning)(sound).values for tuning in (0.0, 0.4))
+    assert np.abs(as_it_is - higher).max() > 1e-3
+    if feature in ("chroma_cqt", "chroma_cens"):
+        expected = getattr(f, feature)(y=sound.samples, sr=22050, hop_length=HOP, tuning=0.4).T
+        same(higher, expected, feature)
+
+
+def test_settings_of_features_that_are_not_asked_for_change_no_fingerprint() -> None:
+    config = find("librosa").config
+    others = {"poly_order": 3, "tempogram_length": 100, "tuning": 0.1, "f0_min": 80.0, "n_mels": 64, "n_mfcc": 5}
+    plain = {"features": ["rms"]}
+    assert config(**plain, **others).identity() == config(**plain).identity()
+    assert config(**plain, hop_length=256).identity() != config(**plain).identity()
+    for name, feature in {"poly_order": "poly_features", "f0_min": "f0_delta", "n_mels": "tempogram"}.items():
+        asked = {"features": [feature]}
+        assert config(**asked, **{name: others[name]}).identity() != config(**asked).identity()

@@ -6,9 +6,9 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import librosa
 import numpy as np
@@ -24,43 +24,41 @@ Rows = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class _Feature:
-    compute: Callable[[_Sound], Rows]
+    compute: Callable[[Any], Rows]
+    """From a `_Spectrum` of some steps where `local`, otherwise from the `_Sound`."""
     columns: Callable[[LibrosaConfig], int] | tuple[str, ...] = ()
     """How many, which are then numbered, or their names; none: one column that is called as the feature is."""
     default: bool = False
+    local: bool = False
+    """Whether each step follows from its own spectrum alone."""
 
 
 FEATURES: dict[str, _Feature] = {
-    "zero_crossing_rate": _Feature(
-        lambda s: librosa.feature.zero_crossing_rate(
-            s.samples, frame_length=s.config.n_fft, hop_length=s.config.hop_length
-        ),
-        default=True,
-    ),
-    "rms": _Feature(
-        lambda s: librosa.feature.rms(y=s.samples, frame_length=s.config.n_fft, hop_length=s.config.hop_length),
-        default=True,
-    ),
+    "zero_crossing_rate": _Feature(lambda s: s.zero_crossings(), default=True),
+    "rms": _Feature(lambda s: s.rms(), default=True),
     "mfcc": _Feature(
         lambda s: librosa.feature.mfcc(S=s.mel_db, n_mfcc=s.config.n_mfcc), lambda config: config.n_mfcc, default=True
     ),
     "f0": _Feature(lambda s: s.f0(), ("f0", "voicing"), default=True),
-    "spectral_centroid": _Feature(lambda s: librosa.feature.spectral_centroid(**s.spectrum), default=True),
-    "spectral_bandwidth": _Feature(lambda s: librosa.feature.spectral_bandwidth(**s.spectrum), default=True),
-    "spectral_rolloff": _Feature(lambda s: librosa.feature.spectral_rolloff(**s.spectrum), default=True),
-    "spectral_flatness": _Feature(lambda s: librosa.feature.spectral_flatness(S=s.magnitude), default=True),
+    "spectral_centroid": _Feature(lambda s: librosa.feature.spectral_centroid(**s.spectrum), default=True, local=True),
+    "spectral_bandwidth": _Feature(
+        lambda s: librosa.feature.spectral_bandwidth(**s.spectrum), default=True, local=True
+    ),
+    "spectral_rolloff": _Feature(lambda s: librosa.feature.spectral_rolloff(**s.spectrum), default=True, local=True),
+    "spectral_flatness": _Feature(lambda s: librosa.feature.spectral_flatness(S=s.magnitude), default=True, local=True),
     "spectral_contrast": _Feature(
-        # Six octaves from 200 Hz do not fit below half of a low rate; then they begin as high as they can.
-        lambda s: librosa.feature.spectral_contrast(**s.spectrum, fmin=200.0 if s.rate > 12800 else s.rate / 128),
-        lambda _: 7,
+        lambda s: librosa.feature.spectral_contrast(**s.whole.spectrum, fmin=_lowest_octave(s.rate)), lambda _: 7
     ),
     "poly_features": _Feature(
         lambda s: librosa.feature.poly_features(**s.spectrum, order=s.config.poly_order),
         lambda config: config.poly_order + 1,
+        local=True,
     ),
-    "melspectrogram": _Feature(lambda s: s.mel, lambda config: config.n_mels),
+    "melspectrogram": _Feature(lambda s: s.mel(), lambda config: config.n_mels, local=True),
     "chroma_stft": _Feature(
-        lambda s: librosa.feature.chroma_stft(**{**s.spectrum, "S": s.magnitude**2}, tuning=s.config.tuning),
+        lambda s: librosa.feature.chroma_stft(
+            **{**s.whole.spectrum, "S": s.whole.magnitude**2}, tuning=s.config.tuning
+        ),
         lambda _: 12,
     ),
     "chroma_cqt": _Feature(lambda s: s.chroma, lambda _: 12),
@@ -76,6 +74,21 @@ FEATURES: dict[str, _Feature] = {
     ),
 }
 """All that can be asked for, in the order of the default ones."""
+
+_OF_MEL = {"mfcc", "melspectrogram", "tempogram", "fourier_tempogram"}
+_CHROMAS = {"chroma_stft", "chroma_cqt", "chroma_cens", "tonnetz"}
+_SETTINGS_OF: dict[str, Set[str]] = {
+    "n_mfcc": {"mfcc"},
+    "htk": _OF_MEL,
+    "n_mels": _OF_MEL,
+    "tuning": _CHROMAS,
+    "poly_order": {"poly_features"},
+    "tempogram_length": {"tempogram", "fourier_tempogram"},
+    **dict.fromkeys(("f0_min", "f0_max", "voicing_threshold", "silence_db"), frozenset({"f0"})),
+}
+"""Setting → the features that it is for; other settings are for all."""
+_BLOCK = 2048
+"""Steps whose frames are held at once: those of an hour would fill gigabytes."""
 
 # First and second derivative over time of any feature.
 _DERIVATIVE = re.compile(r"(?P<feature>.+)_delta(?P<order>2?)")
@@ -123,16 +136,35 @@ class LibrosaConfig(Config):
         if self.n_mfcc > self.n_mels:
             raise ValueError(f"n_mfcc {self.n_mfcc} is more than n_mels {self.n_mels}")
         if self.sample_rate:
-            self.check_pitch(self.sample_rate)
+            self.check_rate(self.sample_rate)
         return self
 
-    def check_pitch(self, rate: int) -> None:
-        """Raises ValueError where the pitches looked for cannot be found at this rate."""
-        asked = any(_base(name)[0] == "f0" for name in self.features)
-        if asked and not rate / self.n_fft < self.f0_min < self.f0_max < rate / 2:
+    @property
+    def asked(self) -> set[str]:
+        """The features, also those of which only a derivative is asked for."""
+        return {_base(name)[0] for name in self.features}
+
+    def identity(self) -> dict[str, Any]:
+        """Settings of features that are not asked for change nothing."""
+        idle = {setting for setting, features in _SETTINGS_OF.items() if not self.asked & features}
+        return {setting: value for setting, value in super().identity().items() if setting not in idle}
+
+    def check_rate(self, rate: int) -> None:
+        """Raises ValueError where a feature cannot be had at this rate.
+
+        With `sample_rate: null` that is said of the clip. A longer spectrum for such clips alone would be another
+        feature under the same name.
+        """
+        asked = self.asked
+        if "f0" in asked and not 2 * rate / self.n_fft < self.f0_min < self.f0_max < rate / 2:
             raise ValueError(
-                f"F0 from {self.f0_min:g} to {self.f0_max:g} Hz does not lie between sample_rate / n_fft and "
-                f"sample_rate / 2, {rate / self.n_fft:g} and {rate / 2:g} Hz"
+                f"F0 from {self.f0_min:g} to {self.f0_max:g} Hz does not lie between 2 x sample_rate / n_fft (two "
+                f"periods) and sample_rate / 2, {2 * rate / self.n_fft:g} and {rate / 2:g} Hz: change n_fft, f0_min, "
+                "f0_max or sample_rate"
+            )
+        if "spectral_contrast" in asked and rate / self.n_fft > _lowest_octave(rate):
+            raise ValueError(
+                f"spectral_contrast at {rate} Hz needs n_fft of at least {math.ceil(rate / _lowest_octave(rate))}"
             )
 
 
@@ -151,7 +183,7 @@ def _columns(config: LibrosaConfig, name: str) -> tuple[str, ...]:
     return tuple(column + name.removeprefix(feature) for column in columns)
 
 
-@register("librosa", LibrosaConfig, version=2)
+@register("librosa", LibrosaConfig, version=3)
 class Librosa:
     """One row per hop, centred: step t stands for the time from (t - ½) to (t + ½) hops.
 
@@ -166,15 +198,16 @@ class Librosa:
         self.names = tuple(column for name in config.features for column in _columns(config, name))
 
     def __call__(self, waveform: Waveform) -> Track:
-        """Features of the whole sound, shape (1 + n // hop_length, D). Raises ValueError for an impossible pitch."""
+        """Features of the whole sound, shape (1 + n // hop_length, D). Raises ValueError for an impossible rate."""
         config = self.config
         rate = config.sample_rate or waveform.rate
-        config.check_pitch(rate)
+        config.check_rate(rate)
         sound = _Sound(waveform.at(rate), config)
         if not len(sound.samples):
             return Track.empty(self.names)
-        # Resampling rounds the length up; a step that would begin after the sound's true end is left out.
-        steps = 1 + int(waveform.seconds * rate) // config.hop_length
+        # Resampling rounds the length up; a step that would begin after the sound's true end is left out. In integers:
+        # seconds times rate may come out a hair below the number of samples.
+        steps = 1 + len(waveform.samples) * rate // waveform.rate // config.hop_length
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "n_fft=|Trying to estimate tuning")  # both mean a short or silent clip
             rows = np.concatenate([sound.rows(name)[:, :steps] for name in config.features])
@@ -182,6 +215,27 @@ class Librosa:
         edges = np.stack([middle - config.hop_length / 2, middle + config.hop_length / 2], axis=1)
         times = np.clip(edges / rate, 0, waveform.seconds)
         return Track(times, np.ascontiguousarray(rows.T, np.float32), np.ones(steps, bool), self.names)
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Magnitudes of some steps of the short-time Fourier transform."""
+
+    magnitude: Rows
+    rate: int
+    config: LibrosaConfig
+
+    @property
+    def spectrum(self) -> dict[str, Any]:
+        """Arguments of librosa's functions that take a spectrum."""
+        shape = {"n_fft": self.config.n_fft, "hop_length": self.config.hop_length}
+        return {"S": self.magnitude, "sr": self.rate, **shape}
+
+    def mel(self) -> Rows:
+        config = self.config
+        return librosa.feature.melspectrogram(
+            S=self.magnitude**2, sr=self.rate, n_fft=config.n_fft, n_mels=config.n_mels, htk=config.htk
+        )
 
 
 class _Sound:
@@ -197,30 +251,58 @@ class _Sound:
         """A feature or a derivative of one."""
         feature, order = _base(name)
         if feature not in self._known:
-            self._known[feature] = FEATURES[feature].compute(self)
+            entry = FEATURES[feature]
+            self._known[feature] = self._local[feature] if entry.local else entry.compute(self)
         if not order:
             return self._known[feature]
         return librosa.feature.delta(self._known[feature], order=order, mode="nearest")
 
-    @functools.cached_property
-    def magnitude(self) -> Rows:
-        return np.abs(librosa.stft(self.samples, n_fft=self.config.n_fft, hop_length=self.config.hop_length))
+    def _blocks(self, edge: Literal["constant", "edge"] = "constant", level: float = 0.0) -> Iterator[Floats]:
+        """The sound, less its `level`, cut so that each block holds `_BLOCK` whole frames, centred on their hops.
 
-    @property
-    def spectrum(self) -> dict[str, Any]:
-        """Arguments of librosa's functions that take a spectrum."""
-        shape = {"n_fft": self.config.n_fft, "hop_length": self.config.hop_length}
-        return {"S": self.magnitude, "sr": self.rate, **shape}
+        Beyond the clip's ends there is silence, or with "edge" the end's own sample.
+        """
+        size, hop = self.config.n_fft, self.config.hop_length
+        samples = self.samples - np.float32(level) if level else self.samples
+        padded = np.pad(samples, (size // 2, size - size // 2), edge)
+        steps = 1 + len(self.samples) // hop
+        for first in range(0, steps, _BLOCK):
+            yield padded[first * hop : (min(first + _BLOCK, steps) - 1) * hop + size]
+
+    def zero_crossings(self) -> Rows:
+        shape: dict[str, Any] = {"frame_length": self.config.n_fft, "hop_length": self.config.hop_length}
+        crossings = librosa.feature.zero_crossing_rate
+        return np.concatenate([crossings(block, center=False, **shape) for block in self._blocks("edge")], axis=1)
+
+    def rms(self) -> Rows:
+        shape: dict[str, Any] = {"frame_length": self.config.n_fft, "hop_length": self.config.hop_length}
+        return np.concatenate([librosa.feature.rms(y=block, center=False, **shape) for block in self._blocks()], axis=1)
+
+    def _spectra(self) -> Iterator[_Spectrum]:
+        """The sound's spectrum, block by block."""
+        shape: dict[str, Any] = {"n_fft": self.config.n_fft, "hop_length": self.config.hop_length}
+        for block in self._blocks():
+            yield _Spectrum(np.abs(librosa.stft(block, center=False, **shape)), self.rate, self.config)
 
     @functools.cached_property
-    def mel(self) -> Rows:
-        return librosa.feature.melspectrogram(
-            S=self.magnitude**2, sr=self.rate, n_fft=self.config.n_fft, n_mels=self.config.n_mels, htk=self.config.htk
-        )
+    def _local(self) -> dict[str, Rows]:
+        """Rows of each local feature that is needed, all from one transform."""
+        asked = self.config.asked
+        if asked & _OF_MEL:
+            asked = asked | {"melspectrogram"}
+        names = [name for name in FEATURES if name in asked and FEATURES[name].local]
+        blocks = [{name: FEATURES[name].compute(spectrum) for name in names} for spectrum in self._spectra()]
+        return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in names}
+
+    @functools.cached_property
+    def whole(self) -> _Spectrum:
+        """All steps at once: 0.6 GB for an hour by the defaults."""
+        magnitude = np.concatenate([spectrum.magnitude for spectrum in self._spectra()], axis=1)
+        return _Spectrum(magnitude, self.rate, self.config)
 
     @functools.cached_property
     def mel_db(self) -> Rows:
-        return librosa.power_to_db(self.mel)
+        return librosa.power_to_db(self._local["melspectrogram"])
 
     @functools.cached_property
     def onsets(self) -> dict[str, Any]:
@@ -245,30 +327,33 @@ class _Sound:
         """F0 by YIN (de Cheveigné & Kawahara 2002) and voicing, shape (2, steps).
 
         YIN always names a period. How far to believe it is the normalised autocorrelation of the frame at that
-        period, which is 1 for a periodic sound and near 0 for noise; silence gives 0.
+        period, which is 1 for a periodic sound and near 0 for noise; silence gives 0. A constant offset has every
+        period, so the clip is taken without its mean, and each frame without its own.
         """
         config = self.config
-        # A clip shorter than one frame is filled up with silence; the caller cuts off the steps that this adds.
-        samples = np.pad(self.samples, (0, max(0, config.n_fft - len(self.samples))))
-        f0 = librosa.yin(
-            samples,
-            fmin=config.f0_min,
-            fmax=config.f0_max,
-            sr=self.rate,
-            frame_length=config.n_fft,
-            hop_length=config.hop_length,
-        )
-        padded = np.pad(samples, config.n_fft // 2)
-        frames = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[:: config.hop_length]
-        steps = min(len(f0), len(frames))
-        window = config.n_fft // 2
-        period = np.rint(self.rate / f0[:steps]).astype(int).clip(1, window)
-        here = frames[:steps, :window]
-        later = np.take_along_axis(frames[:steps], period[:, None] + np.arange(window), axis=1)
-        energy = np.sqrt((here**2).sum(1) * (later**2).sum(1))
+        blocks = self._blocks(level=float(self.samples.mean(dtype=np.float64)))
+        f0, energy, product = np.concatenate([self._periods(block) for block in blocks], axis=1)
         # `energy` is a power: 10 dB are a factor of 10.
         heard = energy > max(1e-8, energy.max() * 10 ** (-config.silence_db / 10))
         # At the edge of what was looked for there is no period, only the end of the search.
-        heard &= (f0[:steps] > 1.02 * config.f0_min) & (f0[:steps] < 0.98 * config.f0_max)
-        voicing = np.divide((here * later).sum(1), energy, out=np.zeros(steps, np.float32), where=heard).clip(0, 1)
-        return np.stack([np.where(voicing >= config.voicing_threshold, f0[:steps], 0.0), voicing])
+        heard &= (f0 > 1.02 * config.f0_min) & (f0 < 0.98 * config.f0_max)
+        voicing = np.divide(product, energy, out=np.zeros(len(f0), np.float32), where=heard).clip(0, 1)
+        return np.stack([np.where(voicing >= config.voicing_threshold, f0, 0.0), voicing])
+
+    def _periods(self, samples: Floats) -> Rows:
+        """Of each frame F0, energy, and its product with itself a period later, shape (3, steps)."""
+        size, hop, window = self.config.n_fft, self.config.hop_length, self.config.n_fft // 2
+        shape: dict[str, Any] = {"frame_length": size, "hop_length": hop, "sr": self.rate, "center": False}
+        f0 = librosa.yin(samples, fmin=self.config.f0_min, fmax=self.config.f0_max, **shape)
+        frames = np.lib.stride_tricks.sliding_window_view(samples, size)[::hop]
+        frames = frames - frames.mean(axis=1, keepdims=True)
+        period = np.rint(self.rate / f0).astype(int).clip(1, window)
+        here = frames[:, :window]
+        later = np.take_along_axis(frames, period[:, None] + np.arange(window), axis=1)
+        energy = np.sqrt((here**2).sum(1) * (later**2).sum(1))
+        return np.stack([f0, energy, (here * later).sum(1)])
+
+
+def _lowest_octave(rate: int) -> float:
+    """Where the spectral contrast begins: its six octaves from 200 Hz do not fit below half of a low rate."""
+    return 200.0 if rate > 12800 else rate / 128
