@@ -13,8 +13,9 @@ that are taught on them at the end (see heads). All but the loss is ours (design
 hide one vector hides nothing. So the encoder reads the transcripts again without the hidden pieces (they are taken out
 of its attention), once for each of `VERSIONS` ways to hide some, and epochs take turns in them: what an epoch costs
 stays as it is. Where the features name no encoder, vectors are hidden as they are. That is right for vectors of single
-words, as GloVe's; of an unknown contextual encoder it makes the task easier than it should be. Files of word vectors
-have no wordpieces: there the vectors are targets, as frames are.
+words, as GloVe's; of an unknown contextual encoder it makes the task easier than it should be, and so does sound from
+one (wav2vec 2.0 and its like), whose frames have heard their neighbours. Files of word vectors have no wordpieces:
+there the vectors are targets, as frames are.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ The rest is (design):
   not change in phase 2, their output is computed once, in evaluation mode, and no attention is differentiated twice.
 * For numbers the inner step descends half the squared error. The absolute error's gradient, a sign, has no derivative
   by ŷ_m: through it the outer step would teach φ nothing (and it did: of planted labels it lost more than it found).
-* The held-out clips are a fifth of the training split, never validation clips. ỹ is another clip's label on half of
+* The held-out clips are a fifth of the training split, never validation clips; held out of the inner step, that is:
+  in phases 1 and 3 they are trained on like all others. ỹ is another clip's label on half of
   the clips: so sure a label is, and so much must a representation say against it.
 * Labels are made once, at the end of phase 2, for validation clips as well: MUCN was taught with encoders as they
   were then. Phases 1 and 2 take a given number of steps; in phase 3 a modality is kept at the epoch of its

@@ -4,6 +4,7 @@
     python -m tests.benchmarks.strategies labels      # the same with few labels and many unlabelled clips
     python -m tests.benchmarks.strategies demo        # features of the demo corpus's footage
     python -m tests.benchmarks.strategies mosi        # real utterance features, a fold with videos of its own
+    python -m tests.benchmarks.strategies choices     # what two choices of design do to validation accuracy
     python -m tests.benchmarks.strategies epochs      # CPU time per epoch at CH-SIMS's shapes, over PLGM's
 
 Settings are the defaults; nothing was tuned to these data.
@@ -12,6 +13,7 @@ Settings are the defaults; nothing was tuned to these data.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -27,9 +29,11 @@ from cmc.compare import COMPARED
 from cmc.config import MODALITIES, Config
 from cmc.data import shorten
 from cmc.planted import Plan, plant
-from cmc.pretrain import Given, pretrain
+from cmc.pretrain import Given, Pretrained, pretrain
+from cmc.strategies import cyclic, generation, masked
 from cmc.text_encoder import cache
-from cmc.training import seed_everything
+from cmc.train import fit, open_material
+from cmc.training import seed_everything, snapshot
 from cmc.unimodal import Unimodal
 
 
@@ -102,7 +106,36 @@ def epochs(folder: Path, out: Path | None, more: list[str], number: int = 128, c
         )
 
 
-PARTS = {part.__name__: part for part in (planted, labels, demo, mosi, epochs)}
+def choices(folder: Path, out: Path | None, more: list[str], files: int = 5) -> None:
+    """Heads taught after `generation` and `masked`, and branches of sound and sight taught the task by `cyclic`: each
+    with and without, on planted files of other seeds than anywhere else. The test split is not read."""
+    heads, whole = {module: module.teach_heads for module in (generation, masked)}, cyclic.pretrain
+
+    def untaught(given: Given) -> Pretrained:
+        start = {m: snapshot(given.models[m]) for m in ("audio", "vision")}
+        found = whole(given)
+        return replace(found, weights=found.weights | start)
+
+    torch.set_num_threads(1)
+    accuracies: dict[tuple[str, bool], list[float]] = {}
+    for seed in range(21, 21 + files):
+        path = folder / f"{seed}.h5"
+        plant(path, Plan({"train": 150, "valid": 200, "test": 10}, seed=seed))
+        for name, taught in itertools.product(("generation", "masked", "cyclic"), (True, False)):
+            for module, teach in heads.items():
+                module.teach_heads = teach if taught else lambda given, weights: weights
+            cyclic.pretrain = whole if taught else untaught
+            config = Config(pretrain=name, text="freeze", layers=1, seed=seed)
+            material = open_material(path, config)
+            seed_everything(seed)
+            found = fit(material, config).record.validation["accuracy"]
+            accuracies.setdefault((name, taught), []).append(found)
+    for (name, taught), found in accuracies.items():
+        say = "taught" if taught else "not taught"
+        print(f"{name:12}{say:12}{100 * np.mean(found):5.1f} ± {100 * np.std(found, ddof=1):.1f} % of validation clips")
+
+
+PARTS = {part.__name__: part for part in (planted, labels, demo, mosi, choices, epochs)}
 
 
 def main() -> None:
