@@ -1,8 +1,7 @@
 """Run a program of other makers so that nothing of it outlives the time it was given, nor the process that asked.
 
 A worker may be killed from outside at any moment, and could not clean up then. So between it and the program stands
-a small process of this file: it ends the program and everything that the program started, when its own standard input
-is closed, which the system does for a worker that dies.
+a small process, the keeper: see `keeper`.
 """
 
 from __future__ import annotations
@@ -12,16 +11,22 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-_FINISH_SECONDS = 20
+from mmfeat import keeper
+
+_FINISH_SECONDS = 30
+_LONGEST = 2e6
+"""Seconds that can be waited for at once."""
 _TAIL = 4096
 """Bytes of what a program printed that are kept."""
 
@@ -34,106 +39,122 @@ class Ended:
     """The end of what it wrote to both outputs."""
 
 
+class Keeper:
+    """Starts one program, and ends it and all that it started: at its own end, at ours, and when it is closed.
+
+    A context manager. With a `prefix` it owns a temporary folder from the beginning, so that what is put there before
+    the program starts goes too if we are killed. `streams` are the program's, as `subprocess.Popen` takes them.
+    """
+
+    def __init__(self, environment: Mapping[str, str], prefix: str = "", **streams: Any):
+        self.scratch = Path(tempfile.mkdtemp(prefix=prefix)) if prefix else None
+        self._line, theirs = socket.socketpair()
+        self._answer: int | None = None
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", keeper.__file__, str(theirs.fileno()), str(self.scratch or "")],
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C in the terminal is for the worker to handle
+                    **streams,
+                )
+        except BaseException:
+            self._line.close()
+            if self.scratch:
+                self.scratch.rmdir()
+            raise
+        weakref.finalize(self, _end, self._line, self.process, self.scratch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """When this returns, the program and its processes are gone, and the scratch folder. Any thread may call it."""
+        _end(self._line, self.process, self.scratch)
+
+    def start(self, command: Sequence[str], folder: Path | None = None, stop: Sequence[str] = ()) -> None:
+        """`stop` is a command that is run where the program had to be killed: for what runs elsewhere on its behalf,
+        such as a container."""
+        order = {"command": list(command), "folder": str(folder) if folder else None, "stop": list(stop)}
+        with contextlib.suppress(OSError):  # a keeper that has gone is seen by `wait`
+            self._line.sendall(json.dumps(order).encode() + b"\n")
+
+    def wait(self, seconds: float) -> int | None:
+        """The program's exit status, negative for a signal, its processes gone; None where the time was up."""
+        if self._answer is None:
+            try:
+                self._line.settimeout(min(max(seconds, 1e-3), _LONGEST))
+                said = self._line.recv(64)
+            except TimeoutError:
+                return None
+            except OSError:
+                said = b""
+            self._answer = int(said) if said else -signal.SIGKILL  # the keeper was ended, and the program with it
+        return self._answer
+
+    def run(self, command: Sequence[str], folder: Path, seconds: float, stop: Sequence[str] = ()) -> Ended:
+        """Run a command for at most so many seconds; then, or where this raises, its processes are gone."""
+        tail = _Tail(self.process.stdout)
+        try:
+            self.start(command, folder, stop)
+            status = self.wait(seconds)
+        except BaseException:
+            self.close()
+            raise
+        if status is None:
+            self.close()
+        return Ended(status, tail.text())
+
+
+def keeper_of(environment: Mapping[str, str] | None = None, prefix: str = "") -> Keeper:
+    """A keeper for `run`: the program's input is empty, and of its output only the end is kept."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return Keeper({**os.environ, **(environment or {})}, prefix, **streams)
+
+
 def run(
     command: Sequence[str],
     folder: Path,
     seconds: float,
     environment: Mapping[str, str] | None = None,
     stop: Sequence[str] = (),
-    scratch: Path | None = None,
 ) -> Ended:
-    """Run a command in a folder for at most so many seconds; its standard input is empty.
-
-    When this returns or raises, its processes are gone, also those that it left behind. `stop` is a command that is
-    run too where it had to be killed: for what runs elsewhere on its behalf, such as a container. `scratch` is a folder
-    that the caller removes; it is removed for a caller that was killed.
-    """
-    order = json.dumps({"command": list(command), "stop": list(stop), "scratch": str(scratch) if scratch else None})
-    with tempfile.TemporaryFile() as output:  # no pipe, which a forgotten child could hold open
-        keeper = subprocess.Popen(
-            [sys.executable, "-I", __file__, order],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,  # Ctrl-C in the terminal is for the worker to handle
-        )
-        status: int | None = None
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = keeper.wait(seconds)
-        finally:
-            _close(keeper)
-        return Ended(_signal(status), _tail(output))
+    """Run a command in a folder for at most so many seconds. When this returns or raises, its processes are gone."""
+    with keeper_of(environment) as keeper:
+        return keeper.run(command, folder, seconds, stop)
 
 
-def _close(keeper: subprocess.Popen[bytes]) -> None:
-    assert keeper.stdin
-    keeper.stdin.close()
+def _end(line: socket.socket, process: subprocess.Popen[bytes], scratch: Path | None) -> None:
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_WR)  # not closed: another thread may be waiting for the answer
     try:
-        keeper.wait(_FINISH_SECONDS)
+        process.wait(_FINISH_SECONDS)
     except subprocess.TimeoutExpired:
-        keeper.kill()
-        keeper.wait()
+        process.kill()
+        process.wait()
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)  # where the keeper itself was killed
 
 
-def _signal(status: int | None) -> int | None:
-    """Shells and the keeper say 128 + n for signal n."""
-    return 128 - status if status is not None and 128 < status < 192 else status
+class _Tail:
+    """The end of what comes out of a pipe, all of which is read so that nobody waits for a full one."""
 
+    def __init__(self, pipe: IO[bytes] | None):
+        assert pipe
+        self._kept = b""
+        self._reader = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._reader.start()
 
-def _tail(output: IO[bytes]) -> str:
-    output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL))
-    return output.read().decode("utf-8", errors="replace")
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while said := os.read(pipe.fileno(), 1 << 16):
+                self._kept = (self._kept + said)[-_TAIL:]
 
-
-def _keep(order: dict[str, Any]) -> int:
-    """What the process between does. Returns the program's exit status."""
-    try:
-        program = subprocess.Popen(order["command"], stdin=subprocess.DEVNULL, start_new_session=True)
-    except OSError as error:
-        print(f"{order['command'][0]}: {error.strerror}", flush=True)
-        return 127
-    killing = threading.Event()
-    watch = threading.Thread(target=_kill_at_end_of_input, args=(program, order, killing), daemon=True)
-    watch.start()
-    status = program.wait()
-    if killing.is_set():
-        watch.join()
-    _kill_group(program.pid)
-    return 128 - status if status < 0 else status
-
-
-def _kill_at_end_of_input(program: subprocess.Popen[bytes], order: dict[str, Any], killing: threading.Event) -> None:
-    while os.read(0, 1024):
-        pass
-    killing.set()
-    for process in _descendants(program.pid):  # also those that have left its group
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    _kill_group(program.pid)
-    if order["stop"]:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(order["stop"], stdin=subprocess.DEVNULL, timeout=_FINISH_SECONDS / 2, check=False)
-    if order["scratch"]:
-        shutil.rmtree(order["scratch"], ignore_errors=True)
-
-
-def _descendants(pid: int) -> list[int]:
-    import psutil
-
-    try:
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    code = _keep(json.loads(sys.argv[1]))
-    os._exit(code)  # the thread that waits has nothing to clean up
+    def text(self) -> str:
+        self._reader.join(1)  # whoever may hold the pipe still, on a system where orphans cannot be found
+        return self._kept.decode("utf-8", errors="replace")

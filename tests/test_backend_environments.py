@@ -13,6 +13,7 @@ import zipfile
 from importlib import resources
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mmfeat import backends
@@ -21,7 +22,7 @@ from mmfeat.backends.process import Server
 from mmfeat.extractors import ENTRIES, find
 from mmfeat.registry import MissingBackendError
 from pipelines.cli import main
-from tests.test_backends import NAMES, SCRIPT, Tiny, frames
+from tests.test_backends import NAMES, SCRIPT, Tiny, frames, pid_of
 
 
 def build_wheel(folder: Path, version: str = "1.0", works: bool = True) -> None:
@@ -98,7 +99,7 @@ def test_from_nothing_to_rows_and_back(
     python = environment.interpreter(tiny)
     assert python.is_relative_to(folder) and folders(tmp_path) == [*sorted(["current.json", folder.name])]
     assert server(frames(5)).values[0, 0] == 5
-    assert Path(server._process._process.args[0]) == python  # type: ignore[union-attr]
+    assert psutil.Process(pid_of(server)).cmdline()[0] == str(python)
 
     (tmp_path / "backends" / "tiny" / "weights").mkdir()
     assert main(["backends", "remove", "tiny"]) == 0

@@ -72,10 +72,10 @@ class Tiny:
             ctypes.string_at(0)
         if self.does == "raise":
             raise ValueError("a picture that it cannot take")
-        if self.does == "hang":
+        if self.does in ("hang", "keep the interpreter"):
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
             print("child", child.pid)
-            time.sleep(600)
+            (ctypes.PyDLL(None) if self.does == "keep the interpreter" else time).sleep(600)
         if self.does == "noise":  # on what was standard output when it started
             os.system("echo from a child")
             ctypes.CDLL(None).puts(b"from C")
@@ -130,8 +130,10 @@ def frames(*brightness: int, height: int = 4, width: int = 6) -> Iterator[Frame]
 
 
 def pid_of(server: Server) -> int:
+    """Of the server, which its keeper has started."""
     assert server._process
-    return server._process._process.pid
+    (child,) = psutil.Process(server._process._process.pid).children()
+    return child.pid
 
 
 def ends(pid: int) -> bool:
@@ -292,9 +294,9 @@ def test_a_probe_needs_no_weights(script: Path) -> None:
     assert probe(backend(script, packages=("numpy",)), Path(sys.executable)) == {"numpy": np.__version__}
 
 
-@pytest.mark.parametrize("state", ["idle", "busy"])
+@pytest.mark.parametrize("state", ["idle", "hang", "keep the interpreter"])
 def test_a_server_ends_when_we_are_killed(script: Path, tmp_path: Path, state: str) -> None:
-    """Idle it sees the end of its requests, in the middle of a frame that its parent is another."""
+    """With the child that it has in the middle of a frame."""
     parent = tmp_path / "parent.py"
     parent.write_text(
         textwrap.dedent(f"""
@@ -303,10 +305,10 @@ def test_a_server_ends_when_we_are_killed(script: Path, tmp_path: Path, state: s
         from mmfeat.backends import environment
         from tests import test_backends as t
         environment.interpreter = lambda backend: Path(sys.executable)
-        server = t.Server(t.backend(Path({str(script)!r})), {{"does": "hang"}}, t.NAMES)
+        server = t.Server(t.backend(Path({str(script)!r})), {{"does": {state!r}}}, t.NAMES)
         server(t.frames(1))
         print(t.pid_of(server), flush=True)
-        if {state == "busy"}:
+        if {state != "idle"}:
             server(t.frames(1, 2))
         time.sleep(600)
         """)
@@ -316,16 +318,14 @@ def test_a_server_ends_when_we_are_killed(script: Path, tmp_path: Path, state: s
         assert process.stdout
         pid = int(process.stdout.readline())
         assert psutil.pid_exists(pid)
-        if state == "busy":
+        if state != "idle":
             deadline = time.monotonic() + 20
             while not psutil.Process(pid).children() and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert psutil.Process(pid).children()
-        started = psutil.Process(pid).children()
+        started = [pid, *(child.pid for child in psutil.Process(pid).children())]
         process.kill()
-    assert ends(pid)
-    for child in started:  # it left the group, and the server cannot know of it
-        child.kill()
+    assert all(ends(pid) for pid in started)
 
 
 class TestWire:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -64,6 +65,55 @@ def test_children_that_it_leaves_behind_are_ended(tmp_path: Path) -> None:
     stop = python("open('stopped', 'w').close()")
     assert run(python(CHILD.format("")), tmp_path, 60, stop=stop) == Ended(0, "started\n")
     assert gone(int((tmp_path / "pid").read_text())) and not (tmp_path / "stopped").exists()
+
+
+DAEMON = "import os, time\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n"
+DAEMON += "  open('pid', 'w').write(str(os.getpid()))\n  time.sleep(60)\n os._exit(0)\nos.wait()\n"
+DAEMON += "while not os.path.exists('pid'): time.sleep(0.01)\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere orphans cannot be found")
+class TestWhoLeavesItsParents:
+    @pytest.mark.parametrize(("then", "status"), [("", 0), ("time.sleep(60)", None)])
+    def test_a_daemon(self, tmp_path: Path, then: str, status: int | None) -> None:
+        assert run(python(DAEMON + then), tmp_path, 2).status == status
+        assert gone(int((tmp_path / "pid").read_text()))
+
+    def test_a_session_of_its_own_after_a_normal_end(self, tmp_path: Path) -> None:
+        assert run(python(CHILD.format(", start_new_session=True")), tmp_path, 60) == Ended(0, "started\n")
+        assert gone(int((tmp_path / "pid").read_text()))
+
+    def test_where_the_keeper_itself_is_killed(self, tmp_path: Path) -> None:
+        code = "import os, time; open('pid', 'w').write(str(os.getpid())); os.kill(os.getppid(), 9); time.sleep(60)"
+        assert run(python(code), tmp_path, 20).status == -9
+        assert gone(int((tmp_path / "pid").read_text()))
+
+    def test_nothing_needs_to_be_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        bare = tmp_path / "python"
+        bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+        bare.chmod(0o755)
+        command = python(CHILD.format(", start_new_session=True") + "p.wait()")
+        monkeypatch.setattr("sys.executable", str(bare))
+        assert run(command, tmp_path, 2).status is None
+        assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_what_it_prints_goes_to_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert run(python("print('x' * 10**6)"), tmp_path, 60).status == 0
+
+
+def test_its_folder_goes_with_a_worker_that_is_killed_before_anything_runs(tmp_path: Path) -> None:
+    code = "from mmfeat.supervise import keeper_of; import os, time; keeper = keeper_of(prefix='of-')\n"
+    code += "(keeper.scratch / 'large').touch(); print('there', flush=True); time.sleep(60)"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(python(code), stdout=subprocess.PIPE, env=env) as worker:
+        assert worker.stdout and worker.stdout.readline() and list(tmp_path.glob("of-*/large"))
+        worker.kill()
+    for _ in range(100):
+        if list(tmp_path.iterdir()):
+            time.sleep(0.1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_ends_with_a_worker_that_is_killed(tmp_path: Path) -> None:

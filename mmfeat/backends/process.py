@@ -6,10 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
-import time
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,13 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from mmfeat.backends import Backend, BackendError
 from mmfeat.backends import environment as environments
 from mmfeat.backends.serving.wire import PROTOCOL, Message, WireError, receive, send
 from mmfeat.registry import MissingBackendError
+from mmfeat.supervise import Keeper
 from mmfeat.track import Frame, Track
 
 _LAST_LINES = 3
@@ -125,30 +122,23 @@ class _Process:
         self._backend = backend
         self._expired = ""
         inherited = {name: value for name, value in os.environ.items() if name not in _UNSET}
+        pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(
-                [str(python), str(backend.script)],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=inherited | _SET,
-                # Ctrl-C in the terminal is ours to handle, and a group of its own can be killed as one.
-                start_new_session=sys.platform != "win32",
-            )
+            self._keeper = Keeper(inherited | _SET, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
             raise BackendError(f"{backend.name} could not be started: {error}") from None
+        self._process = self._keeper.process  # its pipes are the program's
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._listener = threading.Thread(target=_listen, args=(self._process.stderr, self._lines), daemon=True)
         self._listener.start()
-        self._finalizer = weakref.finalize(self, _kill, self._process)
+        self._keeper.start([str(python), str(backend.script)])
 
     def is_alive(self) -> bool:
-        return not _has_ended(self._process)
+        return self._keeper.wait(0) is None
 
     def close(self) -> None:
         """End it: at once, with its children."""
-        self._finalizer()
+        self._keeper.close()
         self._listener.join(1)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
@@ -230,15 +220,12 @@ class _Process:
 
     def _expire(self, why: str) -> None:
         self._expired = why
-        _kill(self._process)
+        self._keeper.close()
 
     def _ending(self) -> str:
-        deadline = time.monotonic() + _END_SECONDS
-        while not (ended := _has_ended(self._process)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        _kill(self._process)
-        status = self._process.returncode
-        if not ended or status is None:
+        status = self._keeper.wait(_END_SECONDS)
+        self._keeper.close()
+        if status is None:
             return "closed its pipe"
         if status < 0:
             with contextlib.suppress(ValueError):
@@ -264,31 +251,3 @@ def _listen(stream: IO[bytes], lines: deque[str]) -> None:
 
 def _readable(line: bytes) -> str:
     return " ".join(line.decode(errors="replace").split())[:300]
-
-
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended, without taking note: until then its number, and its group's, is nobody else's."""
-    if process.returncode is not None or sys.platform == "win32":
-        return process.poll() is not None
-    try:
-        return psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill it with all it started: its group, and what has left the group."""
-    if process.returncode is not None:
-        return
-    started: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        started = psutil.Process(process.pid).children(recursive=True)
-    if sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    for child in started:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_END_SECONDS)

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable
 from fractions import Fraction
@@ -25,7 +24,7 @@ from mmfeat.extractors.openface_columns import COLUMNS, Group
 from mmfeat.extractors.openface_csv import CsvError, FaceRows, Person, read
 from mmfeat.given_files import checked_folder, checked_pattern, given_file
 from mmfeat.media import SHORT, MediaError, open_media
-from mmfeat.supervise import Ended, run
+from mmfeat.supervise import Ended, Keeper, keeper_of
 from mmfeat.track import Frame, Track
 
 _FLAGS: dict[Group, str] = {
@@ -174,31 +173,32 @@ class Openface2:
         So picture k of its CSV is picture k of ours, whose time is known: reading a file itself, OpenFace takes a
         rotated one as it lies, loses pictures of some, dates those of a variable frame rate wrongly, and cannot cut.
         """
-        with tempfile.TemporaryDirectory(prefix="mmfeat-openface-", ignore_cleanup_errors=True) as name:
-            folder, out = Path(name, "in"), Path(name, "out")
+        with keeper_of(_ONE_THREAD, "mmfeat-openface-") as keeper:
+            assert keeper.scratch
+            folder, out = keeper.scratch / "in", keeper.scratch / "out"
             folder.mkdir()
             out.mkdir()
             spans = _copy(frames, folder / "clip.avi")
             if not len(spans):
                 return Track.empty(self.names)
             seconds = self.config.start_limit + self.config.time_limit * float(spans[-1, 1])
-            ended = self._start(folder, "clip.avi", out, seconds)
+            ended = self._start(keeper, folder, "clip.avi", out, seconds)
             if ended.status is None:
                 raise OpenfaceError(
                     f"OpenFace took longer than {seconds:.0f} s (start_limit, time_limit){_said(ended)}"
                 )
             return self._result(out, spans, ended)
 
-    def _start(self, folder: Path, name: str, out: Path, seconds: float) -> Ended:
+    def _start(self, keeper: Keeper, folder: Path, name: str, out: Path, seconds: float) -> Ended:
         flags = dict.fromkeys(_FLAGS[group] for group in self.config.columns)
         if not self.config.container:
             command = [*self._command, "-f", str(folder / name), "-out_dir", str(out)]
-            return run([*command, *flags, *self.config.options], folder, seconds, _ONE_THREAD, scratch=folder.parent)
+            return keeper.run([*command, *flags, *self.config.options], folder, seconds)
         own = f"mmfeat-{uuid.uuid4().hex}"
         values = {"folder": folder, "name": name, "out": out, "id": own, "user": f"{os.getuid()}:{os.getgid()}"}
         filled = [re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), word) for word in self._command]
         stop = (filled[0], "kill", own) if Path(filled[0]).name in _DAEMONS else ()
-        return run([*filled, *flags, *self.config.options], folder, seconds, _ONE_THREAD, stop, scratch=folder.parent)
+        return keeper.run([*filled, *flags, *self.config.options], folder, seconds, stop)
 
     def _result(self, out: Path, spans: Spans, ended: Ended) -> Track:
         """Its exit status says little, being 0 for most failures: what counts is a CSV with a row for each picture."""

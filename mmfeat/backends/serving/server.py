@@ -7,10 +7,7 @@ A request is answered before the next one comes: `hello` by `ready`, each `frame
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-import time
 import traceback
 from importlib.metadata import version
 from typing import Any, BinaryIO, Protocol
@@ -46,8 +43,6 @@ class Backend(Protocol):
 
 def serve(backend: type[Backend]) -> None:
     requests, answers = _take_pipes()
-    if hasattr(os, "getppid"):
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         _serve(backend, requests, answers)
     except (BrokenPipeError, WireError):
@@ -102,12 +97,3 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
     os.close(nothing)
     os.dup2(2, 1)
     return requests, answers
-
-
-def _end_with(parent: int) -> None:
-    """A frame may take long, or for ever: the end of the requests is not seen before it is done."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
