@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mmfeat.extractors.face_follow import FaceFollower
+from mmfeat.extractors.face_follow import FaceFollower, _Followed
 from mmfeat.extractors.face_nets import Detection, Region, _without_greeting, overlap
 
 Image = NDArray[np.uint8]
@@ -36,8 +36,18 @@ class FakeNets:
         return self.face + np.array([nearest, 0, 0], np.float32), self.presence
 
 
-def follower(nets: FakeNets, max_faces: int = 3, detect_every: int = 100) -> FaceFollower:
-    return FaceFollower(nets, max_faces, detect_every, detection=0.5, presence=0.5, eyes=False)  # type: ignore[arg-type]
+class SmallFace(FakeNets):
+    """The face at 100 is too small to be found in the whole picture."""
+
+    searched = 0
+
+    def detect(self, image: Image, threshold: float, window: object = None) -> list[Detection]:
+        self.searched += window is not None
+        return [face for face in super().detect(image, threshold) if window or face.box[0] != 100]
+
+
+def follower(nets: FakeNets, max_faces: int = 3, detect_every: int = 100, small: bool = False) -> FaceFollower:
+    return FaceFollower(nets, max_faces, detect_every, detection=0.5, presence=0.5, eyes=False, small=small)  # type: ignore[arg-type]
 
 
 def identities(follow: FaceFollower) -> list[int]:
@@ -78,6 +88,20 @@ def test_further_faces_are_found_while_one_is_followed() -> None:
     assert [identities(follow) for _ in range(3)] == [[0], [0], [0, 1]]
 
 
+def test_small_faces_are_found_beside_a_large_one() -> None:
+    assert identities(follower(SmallFace(0, 100), small=True)) == [0, 1]
+    nets = SmallFace(0)
+    follow = follower(nets, small=True)
+    assert identities(follow) == [0]
+    nets.at, nets.searched = [0, 100], 0
+    assert [identities(follow) for _ in range(5)] == [[0]] * 4 + [[0, 1]]
+    assert nets.searched == 1
+    alone = SmallFace(0, 100)
+    for follow in (follower(alone), follower(alone, max_faces=1, small=True)):
+        assert [identities(follow) for _ in range(20)] == [[0]] * 20
+    assert alone.searched == 0
+
+
 def test_a_new_face_needs_more_certainty_than_a_followed_one() -> None:
     nets = FakeNets(0)
     nets.presence = 0.8
@@ -97,6 +121,17 @@ def test_what_is_no_face_on_a_second_look_is_not_met() -> None:
     place = nets.mesh
     nets.mesh = lambda image, region: (place(image, region)[0], next(looks))  # type: ignore[method-assign]
     assert identities(follower(nets)) == []
+
+
+def test_unclear_portraits_are_not_judged() -> None:
+    one, other = np.zeros(4, np.float32), np.full(4, 9, np.float32)
+    face = _Followed(0, Region(0, 0, 9), np.zeros(4, np.float32), 0.0)
+    face.add(one, 0.2, 0)
+    assert face.is_confirmed(other, 0.05, 15) and len(face.portraits) == 1  # a flash
+    assert not face.is_confirmed(other, 0.2, 30)
+    assert face.is_confirmed(one, 0.2, 45) and len(face.portraits) == 2
+    face.clarity = 0.0  # it was at the edge
+    assert face.is_confirmed(other, 0.2, 60) and face.portraits.pop() is other
 
 
 def test_region_maps_there_and_back() -> None:

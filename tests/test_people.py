@@ -125,6 +125,53 @@ def test_a_cut_starts_new_tracks_at_once(nets: FaceNets, cast: list[Face], same_
     assert [set(frame) for frame in seen] == [{0}] * 12 + [{1}] * 12
 
 
+@pytest.mark.parametrize("cut", [10, 15])
+def test_a_cut_in_half_of_a_split_screen_changes_that_half(nets: FaceNets, cast: list[Face], cut: int) -> None:
+    scenes = []
+    for k in range(24):
+        scenes.append(wall())
+        put(scenes[-1], cast[1], 120, noise=k)
+        if k >= cut:
+            scenes[-1][:, 240:] = wall()[::-1, 240:]
+        put(scenes[-1], cast[0 if k < cut else 2], 360, noise=k)
+    seen = identities(nets, scenes)
+    left, right = sorted(seen[0], key=lambda identity: seen[0][identity])
+    assert [set(frame) for frame in seen] == [{left, right}] * cut + [{left, 2}] * (24 - cut)
+
+
+@pytest.mark.parametrize("kind", ["fade-in", "from the edge"])
+def test_a_poor_portrait_does_not_split_a_person(nets: FaceNets, cast: list[Face], kind: str) -> None:
+    scenes = []
+    for k in range(50):
+        scenes.append(wall())
+        put(scenes[-1], cast[0], 6 * k - 60 if kind == "from the edge" else 240, noise=k)
+        if kind == "fade-in":
+            shown = min(1, 0.1 + k / 30)
+            scenes[-1] = cv2.GaussianBlur(scenes[-1], (0, 0), 9 - 8 * shown)
+            scenes[-1] = np.round(scenes[-1] * shown + 255 * (1 - shown)).astype(np.uint8)
+    seen = identities(nets, scenes)
+    assert set().union(*seen) == {0} and set(seen[-1]) == {0}
+
+
+def test_a_fade_in_of_real_footage_is_one_person(nets: FaceNets, shared_data: Path) -> None:
+    with open_media(shared_data / "odd/test_video_audio_5_seconds.mp4") as media:
+        seen = identities(nets, [frame.image for frame in media.frames()])
+    assert set().union(*seen) == {0} and set(seen[-1]) == {0}
+
+
+def test_a_dissolve_starts_a_new_person(nets: FaceNets, cast: list[Face]) -> None:
+    other = Face(random_identity(np.random.default_rng(8), female=True))
+    scenes = []
+    for k in range(60):
+        share = float(np.clip((k - 20) / 12, 0, 1))
+        pair = [wall(), wall()]
+        for scene, face in zip(pair, (cast[0], other), strict=True):
+            put(scene, face, 240, noise=k)
+        scenes.append(cv2.addWeighted(pair[0], 1 - share, pair[1], share, 0))
+    seen = identities(nets, scenes)
+    assert not set(seen[0]) & set(seen[-1]) and len(seen[-1]) == 1
+
+
 def test_looks_tell_people_apart(cast: list[Face]) -> None:
     region = Region(160, 120, 220)
     seen = [[looks(face.draw(pose), region) for pose in (Pose(), Pose(mouth=0.8, yaw=8))] for face in cast]

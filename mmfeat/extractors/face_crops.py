@@ -120,6 +120,7 @@ def encode_faces(
         config.presence,
         eyes=False,
         memory=config.memory,
+        small=config.person != "largest",
     )
     people, batch = People(config.person), _Batch(encode)
     times: list[tuple[float, float]] = []

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from mmfeat.extractors.face_looks import apart, looks
+from mmfeat.extractors.face_looks import apart, contrast, looks
 from mmfeat.extractors.face_nets import Detection, FaceNets, Image, Region, overlap
 from mmfeat.extractors.face_points import LEFT_LIDS, RIGHT_LIDS
 from mmfeat.extractors.shot_cuts import ShotCuts
@@ -30,7 +30,7 @@ _SAME = 0.3
 _ZOOM_EVERY = 10
 """Faces too small for BlazeFace in the whole picture are looked for in every n-th frame without a face."""
 _SEEK_EVERY = 5
-"""Frames between looking for a face that is gone."""
+"""Frames between looking for a face that is gone, and between windows where small faces are looked for in turn."""
 _CUT, _DOUBT = 0.5, 0.06
 """Shares of the picture that are new where one shot meets the next, and where that is asked of the faces."""
 _ALIKE, _UNLIKE = 0.6, 1.0
@@ -39,6 +39,8 @@ _CHANGED = 0.3
 """… and how far from one frame to the next where much of the picture is new."""
 _JUMP = 0.3
 """A face that moves by more than this share of its size beyond what it was about to do is looked at closely."""
+_CUT_OFF = 0.1
+"""Share of its size by which the picture's edge may cut off a face that is fully seen."""
 _PORTRAITS = 5
 """Looks that are kept of a face, one every `detect_every` frames: people turn."""
 
@@ -73,12 +75,34 @@ class _Followed:
     motion: tuple[float, float] = (0.0, 0.0)
     """Pixels from the frame before."""
     portraits: deque[Floats] = field(default_factory=lambda: deque(maxlen=_PORTRAITS))
+    clarity: float = 0.0
+    """Of the last portrait, see `_clarity`."""
     portrayed: int = 0
     """Index of the frame of the last portrait."""
 
     def unlike(self, portrait: Floats) -> float:
         """How far a face is from what this one looked like."""
         return min((apart(portrait, other) for other in self.portraits), default=0.0)
+
+    def add(self, portrait: Floats, clarity: float, frame: int) -> None:
+        self.portraits.append(portrait)
+        self.clarity, self.portrayed = clarity, frame
+
+    def is_confirmed(self, portrait: Floats, clarity: float, frame: int) -> bool:
+        """Whether a new portrait shows the same face as the others, to which it is then added.
+
+        In a flash, a fade or at the picture's edge none can tell: one much less clear than the others says nothing, and
+        those much less clear than it, as of a face that has just come into the picture, are no longer believed.
+        """
+        self.portrayed = frame
+        if clarity < 0.5 * self.clarity:
+            return True
+        if self.clarity <= 0.5 * clarity:
+            self.portraits.clear()
+        elif self.unlike(portrait) > _UNLIKE:
+            return False
+        self.add(portrait, clarity, frame)
+        return True
 
     def leap(self, region: Region) -> float:
         """How far a place is from where the face was about to be, in sizes of the face."""
@@ -103,7 +127,8 @@ class _Look:
 class FaceFollower:
     """Follows the faces of one clip; call it with one frame after another.
 
-    `memory` is how many seconds a face may be hidden and still be the same.
+    `memory` is how many seconds a face may be hidden and still be the same. With `small`, faces too small for BlazeFace
+    in the whole picture are looked for beside those that are followed, not only where there is none.
     """
 
     def __init__(
@@ -115,17 +140,19 @@ class FaceFollower:
         presence: float,
         eyes: bool,
         memory: float = 2.0,
+        small: bool = False,
     ):
         self._nets = nets
         self._max_faces, self._detect_every = max_faces, detect_every
         self._detection, self._presence, self._eyes = detection, presence, eyes
-        self._memory = memory
+        self._memory, self._small = memory, small
         self._new = ShotCuts()
         self._last: Image | None = None
         self._followed: list[_Followed] = []
         self._gone: list[_Followed] = []
         self._frame = -1
         self._faceless = 0
+        self._is_new_shot = True
         self._identities = 0
 
     def __call__(self, image: Image, time: float | None = None) -> list[Seen]:
@@ -138,13 +165,25 @@ class FaceFollower:
         every = min(_SEEK_EVERY, self._detect_every) if self._gone else self._detect_every
         if not seen or len(seen) < before or self._frame % every == 0:
             self._meet_all(image, self._nets.detect(image, self._detection), seen, time)
-        if not seen and self._faceless % _ZOOM_EVERY == 0:
-            windows = _windows(image.shape[1], image.shape[0])
-            zoomed = [self._nets.detect(image, self._detection, window) for window in windows]
-            self._meet_all(image, list(chain.from_iterable(zoomed)), seen, time)
+        windows = self._windows_to_search(image, seen, len(seen) < before)
+        zoomed = [self._nets.detect(image, self._detection, window) for window in windows]
+        self._meet_all(image, list(chain.from_iterable(zoomed)), seen, time)
         self._faceless = 0 if seen else self._faceless + 1
+        self._is_new_shot = False
         self._last = image
         return seen
+
+    def _windows_to_search(self, image: Image, seen: list[Seen], is_lost: bool) -> list[tuple[int, int, int, int]]:
+        """All where nobody is seen, a shot begins or somebody `is_lost`; else one in turn, every few frames."""
+        windows = _windows(image.shape[1], image.shape[0])
+        if not seen:
+            return windows if self._faceless % _ZOOM_EVERY == 0 else []
+        if not self._small or not windows or len(seen) >= self._max_faces:
+            return []
+        if self._is_new_shot or is_lost:
+            return windows
+        turn, rest = divmod(self._frame, _SEEK_EVERY)
+        return [] if rest else [windows[turn % len(windows)]]
 
     def _look_again(self, image: Image) -> list[_Look]:
         """The followed faces that are still there; the others are gone, after a cut for good."""
@@ -156,9 +195,12 @@ class FaceFollower:
             mesh, score = self._nets.mesh(image, face.region)
             if score >= self._presence and np.isfinite(mesh).all():
                 found.append(_Look(face, mesh, _box(mesh), _region(mesh)))
-        if new >= _DOUBT and found and all(self._has_changed(image, look) for look in found):
-            self._forget()
-            return []
+        if new >= _DOUBT:
+            same = [look for look in found if not self._has_changed(image, look)]
+            if found and not same:
+                self._forget()
+                return []
+            found = same  # part of a split screen may be cut
         found = [look for look in found if self._is_itself(image, look)]
         found = self._without_doubles(image, found)
         self._gone += [face for face in self._followed if face not in {look.face for look in found}]
@@ -171,7 +213,7 @@ class FaceFollower:
         return apart(looks(self._last, look.face.region), looks(image, look.region)) > _CHANGED
 
     def _forget(self) -> None:
-        self._followed, self._gone, self._faceless = [], [], 0
+        self._followed, self._gone, self._faceless, self._is_new_shot = [], [], 0, True
 
     def _is_itself(self, image: Image, look: _Look) -> bool:
         """Whether a mesh still sits on the face that it followed, and did not slip to somebody else's close by."""
@@ -185,11 +227,7 @@ class FaceFollower:
             return look.face.unlike(portrait) < min(rivals, _UNLIKE)
         if any(_is_beside(look.region, face.region) for face in others):
             return True  # a portrait would show them both
-        if look.face.unlike(portrait) > _UNLIKE:
-            return False
-        look.face.portraits.append(portrait)
-        look.face.portrayed = self._frame
-        return True
+        return look.face.is_confirmed(portrait, _clarity(image, look.region, look.box), self._frame)
 
     def _without_doubles(self, image: Image, found: list[_Look]) -> list[_Look]:
         """Where one person hides another, both meshes end on the one in front: it stays with whom it belongs to."""
@@ -228,8 +266,7 @@ class FaceFollower:
         if face is None:
             face = _Followed(self._identities, region, _box(mesh), time)
             self._identities += 1
-        face.portraits.append(portrait)
-        face.portrayed = self._frame
+        face.add(portrait, _clarity(image, region, _box(mesh)), self._frame)
         face.move(region, _box(mesh), time)
         face.motion = 0.0, 0.0
         self._followed.append(face)
@@ -272,6 +309,14 @@ def _can_be_reached(face: _Followed, region: Region, time: float) -> bool:
     size = max(face.region.side, region.side)
     away = float(np.hypot(region.x - face.region.x, region.y - face.region.y)) / size
     return away < 1 + 3 * (time - face.time) and 0.5 < region.side / face.region.side < 2
+
+
+def _clarity(image: Image, region: Region, box: Floats) -> float:
+    """Contrast of a face; 0 where the picture's edge cuts it off."""
+    height, width = image.shape[:2]
+    margin = _CUT_OFF * (box[2:] - box[:2])
+    inside = (box[:2] > -margin).all() and (box[2:] - margin < (width, height)).all()
+    return contrast(image, region) if inside else 0.0
 
 
 def _box(mesh: Floats) -> Floats:

@@ -76,7 +76,7 @@ class FacemeshConfig(Config):
 @register(
     "facemesh",
     FacemeshConfig,
-    version=3,
+    version=4,
     models=lambda config: (*NETS, VOICE) if config.person == "speaking" else NETS,
     hears=lambda config: config.person == "speaking",
 )
@@ -104,6 +104,7 @@ class Facemesh:
             config.presence,
             eyes=config.columns != ("pose",),
             memory=config.memory,
+            small=config.person != "largest",
         )
         people, tables = People(config.person), dict[int, _Table]()
         times = []

@@ -64,7 +64,7 @@ def cases(
     """Case → share of frames that are right, and share of frames with a face. `frozen` is `left` or `right`."""
     frames = int(min(left.seconds, right.seconds) * FPS)
     times = np.stack([np.arange(frames), np.arange(frames) + 1], axis=1) / FPS
-    follow, people = FaceFollower(nets, 3, 15, 0.5, 0.5, eyes=False), People("speaking")
+    follow, people = FaceFollower(nets, 3, 15, 0.5, 0.5, eyes=False, small=True), People("speaking")
     middle = left.images[0].shape[1]
     side: dict[int, int] = {}
     for k in range(frames):
