@@ -34,6 +34,37 @@ COLUMNS: dict[str, dict[str, list[str] | int]] = {
     "ssl": {"vision": HIDDEN, "audio": HIDDEN, "text": HIDDEN},
 }
 """Names in their order, or their number where another test holds the names."""
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "vision": {"extractor": "facemesh"},
+        "audio": {"extractor": "librosa", "sample_rate": 22050, "hop_length": 512, "n_mfcc": 20, "htk": False},
+        "text": {"model": "all-MiniLM-L6-v2"},
+        "words": {"aligner": "pocketsphinx"},
+    },
+    "sims": {
+        "vision": {"extractor": "openface2", "frame_rate": 30, "average": 5, "confidence": 0},
+        "audio": {"extractor": "librosa", "sample_rate": 22050, "hop_length": 512, "n_mfcc": 20, "htk": True},
+        "text": {"model": "bert-base-chinese"},
+    },
+    "simsv2": {
+        "vision": {"extractor": "openface2", "frame_rate": 25, "average": 1, "confidence": 0},
+        "audio": {"extractor": "opensmile", "feature_set": "eGeMAPSv02", "level": "lld", "sample_rate": 16000},
+        "text": {"model": "bert-base-chinese"},
+    },
+    "mosei-like": {
+        "vision": {"extractor": "openface2", "frame_rate": 30, "average": 1},
+        "audio": {"extractor": "opensmile", "feature_set": "eGeMAPSv02", "level": "lld", "sample_rate": 16000},
+        "text": {"model": "bert-base-uncased"},
+        "words": {"aligner": "pocketsphinx"},
+    },
+    "ssl": {
+        "vision": {"extractor": "image", "model": "openai/clip-vit-base-patch32"},
+        "audio": {"extractor": "ssl", "model": "microsoft/wavlm-base-plus", "layer": "mean_last_4"},
+        "text": {"model": "bert-base-uncased"},
+        "words": {"aligner": "pocketsphinx"},
+    },
+}
+"""What the recipes promise, whether they write it out or it is the extractor's default."""
 KNOWN = set(models.MODELS)
 
 
@@ -68,7 +99,19 @@ def at_hand(recipe: Recipe, tiny: dict[str, str]) -> Recipe:
 
 
 def test_all_are_listed_here() -> None:
-    assert set(COLUMNS) == set(shipped())
+    assert set(COLUMNS) == set(SETTINGS) == set(shipped())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings(name: str) -> None:
+    if "opensmile" in str(load_recipe(name).audio):
+        pytest.importorskip("opensmile", reason="pip install 'mmfeat[opensmile]'")
+    found = load_recipe(name).resolved()
+    for part, promised in SETTINGS[name].items():
+        assert {setting: found[part].get(setting) for setting in promised} == promised, part
+    assert bool(found["words"]) == ("words" in SETTINGS[name])
+    assert found["language"] == ("zh" if name.startswith("sims") else "en")
+    assert (found["loudness"], found["grid_hz"], found["pooling"]) == (None, None, "mean")
 
 
 @pytest.mark.parametrize("name", COLUMNS)
