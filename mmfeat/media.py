@@ -219,6 +219,10 @@ class Media:
                 yield self._frame(*pending, end=end)
         if timeless > TIMELESS * count:
             self.damage = self.damage or f"{timeless} of {count} pictures have no time of their own"
+        if self._sound.broken:
+            self.damage = (
+                self.damage or f"{100 * self._sound.broken:.3g} % of the sound's samples are no finite numbers"
+            )
         if limit is not None:
             self._sound.cut(limit)
         if not self.seconds:
@@ -309,13 +313,23 @@ class _Sound:
         self._pieces: list[Floats] = []
         self._count = 0
         self._rate = 0
+        self._channels = 1
+        self._decoded = self._broken = 0
 
     @property
     def seconds(self) -> float:
         return self._count / self._rate if self._rate else 0.0
 
+    @property
+    def broken(self) -> float:
+        """Share of the decoded samples that were no finite numbers, and are silence now."""
+        return self._broken / self._decoded if self._decoded else 0.0
+
     def add(self, frame: Any, time: float) -> None:
-        mono = _mono(frame)
+        mono, broken = _mono(frame)
+        self._decoded += len(mono)
+        self._broken += broken
+        self._channels = max(self._channels, frame.layout.nb_channels)
         if not self._rate:
             self._rate = frame.sample_rate
         mono = Waveform(mono, frame.sample_rate).at(self._rate).samples  # some streams change their rate midway
@@ -336,12 +350,13 @@ class _Sound:
         self._pieces, self._count = [samples], len(samples)
 
     def waveform(self) -> Waveform:
-        samples = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
-        return Waveform(samples, self._rate or 16000)
+        if len(self._pieces) != 1:  # kept, for an hour of sound should not be there twice
+            self._pieces = [np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)]
+        return Waveform(self._pieces[0], self._rate or 16000, self._channels)
 
 
-def _mono(frame: Any) -> Floats:
-    """Mean of the channels of an audio frame, shape (n,), full scale 1.0.
+def _mono(frame: Any) -> tuple[Floats, int]:
+    """Mean of the channels of an audio frame, shape (n,), full scale 1.0; how many of its samples are not finite.
 
     libswresample is not used: it mixes some layouts down with weights, and crashes on a 16-channel file.
     """
@@ -355,7 +370,8 @@ def _mono(frame: Any) -> Floats:
     else:
         scaled = samples
     mono = scaled.mean(axis=0, dtype=np.float32).astype(np.float32)
-    return np.nan_to_num(mono, nan=0.0, posinf=0.0, neginf=0.0)
+    broken = ~np.isfinite(mono)
+    return np.where(broken, np.float32(0), mono), int(broken.sum())
 
 
 def _say(error: Exception) -> str:

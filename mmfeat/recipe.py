@@ -184,7 +184,8 @@ class Recipe(Config):
             "models": {_title(model): models.digest(model) for model in registered.models(config)},
             "language": self.language if part == "words" else None,
         }
-        if part in HEARING and self.loudness is not None:
+        deaf = part == "words" and registered.given_file is not None  # times from files, whatever the sound
+        if part in HEARING and self.loudness is not None and not deaf:
             identity["loudness"] = self.loudness
         if part != "words" and (brought_by := extractors.ENTRIES[name].distribution):
             identity["distribution"] = brought_by.rsplit(maxsplit=1)[0]  # its `version` says when the output changes

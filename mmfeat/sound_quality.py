@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmfeat.track import Floats, Waveform
 
 SILENCE = 1e-3
-"""RMS of a frame that counts as silent, full scale 1: -60 dBFS."""
+"""RMS of a frame, less its mean, that counts as silent, full scale 1: -60 dBFS. A constant offset is not heard."""
 _FRAME = 0.02  # seconds
 # Clipped tops are flat at full scale. Lossy codecs make them wavy: of speech that is not clipped, one sample in ten
 # thousand lies in such runs; of speech that was clipped for 1 % of its samples and went through AAC, one in 400.
 _FULL, _RUN = 0.95, 3
 CLIPPED = (0.1, 0.03, 0.01, 0.005, 0.002)
 """Shares of samples that are reported, as few steps, so that clips can be counted by their reason."""
+_BLOCK = 10.0
+"""Seconds that are looked at together: beside an hour of sound, copies of it would fill gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,11 @@ class Quality:
     peak: float
     """Largest sample, full scale 1; lossy codecs go a little beyond."""
     silent: float
-    """Share of frames of 20 ms below -60 dBFS (RMS)."""
+    """Share of frames of 20 ms below -60 dBFS (RMS without a constant offset)."""
     clipped: float
     """Share of samples in runs of at least three at full scale (above 0.95)."""
+    channels: int = 1
+    """How many were mixed."""
 
     @property
     def status(self) -> str:
@@ -41,25 +48,54 @@ class Quality:
     @property
     def reason(self) -> str:
         if self.status == "silent":
-            return "the sound is below -60 dBFS throughout"
+            what = f"the mix of the sound's {self.channels} channels" if self.channels > 1 else "the sound"
+            return f"{what} is below -60 dBFS throughout"
         step = next((share for share in CLIPPED if self.clipped > share), None)
         return f"more than {step:.1%} of the sound's samples are clipped" if step else ""
 
     def __str__(self) -> str:
         loudness = "no loudness" if self.loudness is None else f"{self.loudness:.1f} LUFS"
-        return f"{loudness}, peak {self.peak:.2f}, {self.silent:.0%} silent, {self.clipped:.2%} clipped"
+        mix = f", mix of {self.channels} channels" if self.channels > 1 else ""
+        return f"{loudness}, peak {self.peak:.2f}, {self.silent:.0%} silent, {self.clipped:.2%} clipped{mix}"
 
 
 def measure(sound: Waveform) -> Quality:
     """The quality of at least one sample."""
     samples = sound.samples
-    width = min(max(1, round(_FRAME * sound.rate)), len(samples))
-    frames = samples[: len(samples) // width * width].reshape(-1, width)
-    silent = float(np.mean(np.sqrt((frames**2).mean(axis=1)) < SILENCE))
-    edges = np.flatnonzero(np.diff(np.abs(samples) > _FULL, prepend=False, append=False))
-    runs = edges[1::2] - edges[::2]
-    clipped = float(runs[runs >= _RUN].sum() / len(samples))
-    return Quality(loudness(sound), float(np.abs(samples).max()), silent, clipped)
+    peak = max(float(samples.max()), -float(samples.min()))
+    return Quality(loudness(sound), peak, _silent(sound), _clipped(sound), sound.channels)
+
+
+def _silent(sound: Waveform) -> float:
+    """Share of silent frames; the last may be shorter."""
+    width = max(1, round(_FRAME * sound.rate))
+    silent = 0
+    for block in _blocks(sound, width):
+        whole = len(block) // width * width
+        frames = [block[:whole].reshape(-1, width), block[None, whole:]]
+        silent += sum(int((some.std(axis=1) < SILENCE).sum()) for some in frames if some.size)
+    return silent / math.ceil(len(sound.samples) / width)
+
+
+def _clipped(sound: Waveform) -> float:
+    """Share of samples in runs at full scale."""
+    samples, width, clipped = sound.samples, max(1, round(_BLOCK * sound.rate)), 0
+    for start in range(0, len(samples), width):
+        # With the neighbours that tell whether a run at the block's edge is long enough.
+        first, end = max(start - _RUN + 1, 0), min(start + width, len(samples))
+        loud = np.abs(samples[first : end + _RUN - 1]) > _FULL
+        edges = first + np.flatnonzero(np.diff(loud, prepend=False, append=False))
+        long = edges[1::2] - edges[::2] >= _RUN
+        runs = edges.reshape(-1, 2)[long].clip(start, end)
+        clipped += int((runs[:, 1] - runs[:, 0]).sum())
+    return clipped / len(samples)
+
+
+def _blocks(sound: Waveform, width: int) -> Iterator[Floats]:
+    """The samples in blocks of about `_BLOCK` seconds, each a multiple of `width` but for the last."""
+    size = width * max(1, round(_BLOCK * sound.rate / width))
+    for start in range(0, len(sound.samples), size):
+        yield sound.samples[start : start + size]
 
 
 def loudness(sound: Waveform) -> float | None:
@@ -67,17 +103,22 @@ def loudness(sound: Waveform) -> float | None:
 
     A clip shorter than one block is one.
     """
-    from scipy.signal import lfilter
+    from scipy.signal import sosfilt
 
     sound = sound.at(max(sound.rate, 8000))  # the weighting reaches to 2 kHz
-    weighted = sound.samples.astype(np.float64)
-    for numerator, denominator in _k_weighting(sound.rate):
-        weighted = lfilter(numerator, denominator, weighted)
+    filters = np.array([[*numerator, *denominator] for numerator, denominator in _k_weighting(sound.rate)])
+    state = np.zeros((len(filters), 2))
     step = round(0.1 * sound.rate)
-    sums = np.concatenate([[0.0], np.cumsum(weighted**2)])
-    starts = np.arange(0, max(len(weighted) - 4 * step, 0) + 1, step)
-    ends = np.minimum(starts + 4 * step, len(weighted))
-    power = (sums[ends] - sums[starts]) / (ends - starts)
+    sums: list[NDArray[np.float64]] = []
+    for block in _blocks(sound, step):
+        weighted, state = sosfilt(filters, block.astype(np.float64), zi=state)
+        sums.append(np.add.reduceat(weighted**2, np.arange(0, len(weighted), step)))
+    energy = np.concatenate(sums)  # of each 100 ms
+    if len(sound.samples) < 4 * step:
+        power = np.array([energy.sum() / len(sound.samples)])
+    else:
+        steps = energy[: len(sound.samples) // step]  # whole ones
+        power = np.lib.stride_tricks.sliding_window_view(steps, 4).sum(axis=1) / (4 * step)
     heard = power[power > _power(-70.0)]
     if not len(heard):
         return None
@@ -90,8 +131,7 @@ def at_loudness(sound: Waveform, target: float) -> Waveform:
     found = loudness(sound)
     if found is None:
         return sound
-    gain: Floats = np.float32(10 ** ((target - found) / 20)) * sound.samples
-    return Waveform(gain, sound.rate)
+    return replace(sound, samples=np.float32(10 ** ((target - found) / 20)) * sound.samples)
 
 
 def _power(lufs: float) -> float:

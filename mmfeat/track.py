@@ -34,6 +34,8 @@ class Waveform:
     """Shape (n,), full scale is 1.0."""
     rate: int
     """Samples per second."""
+    channels: int = 1
+    """How many were mixed."""
 
     @property
     def seconds(self) -> float:
@@ -47,7 +49,8 @@ class Waveform:
             return replace(self, rate=rate)
         import soxr
 
-        return Waveform(soxr.resample(self.samples, self.rate, rate).astype(np.float32), rate)
+        samples = soxr.resample(self.samples, self.rate, rate).astype(np.float32, copy=False)
+        return replace(self, samples=samples, rate=rate)
 
 
 @dataclass(frozen=True, eq=False)

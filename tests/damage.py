@@ -283,8 +283,18 @@ KINDS = (
         "fails",
         "nothing could be decoded",
     ),
-    Kind("a wav of not-a-number", written(".wav", wav(np.full(32000, np.nan, np.float32))), "no_video+silent"),
-    Kind("a wav of infinite values", written(".wav", wav(np.full(32000, np.inf, np.float32))), "no_video+silent"),
+    Kind(
+        "a wav of not-a-number",
+        written(".wav", wav(np.full(32000, np.nan, np.float32))),
+        "no_video+damaged+silent",
+        "100 % of the sound's samples are no finite numbers",
+    ),
+    Kind(
+        "a wav of infinite values",
+        written(".wav", wav(np.full(32000, np.inf, np.float32))),
+        "no_video+damaged+silent",
+        "no finite numbers",
+    ),
     Kind("sound of 16 channels", written(".wav", lambda path: _pcm(path, channels=16)), "no_video"),
     Kind("a wav at 1 Hz", written(".wav", wav(np.zeros(5, np.float32), rate=1)), "no_video+silent|fails"),
     Kind(
@@ -296,4 +306,10 @@ KINDS = (
     Kind("a named pipe, which never ends", written(".mp4", lambda path: os.mkfifo(path)), "fails", "no file"),
     Kind("an endless device", written(".mp4", lambda path: path.symlink_to("/dev/zero")), "fails", "no file"),
     Kind("six bytes flipped in the media of an mp4", edited(".mp4", in_box("mdat", 6)), "damaged"),
+    Kind(
+        "a wav of which one sample in a hundred is not a number",
+        written(".wav", wav(np.where(np.arange(32000) % 100, tone(SECONDS)[0], np.nan).astype(np.float32))),
+        "no_video+damaged",
+        "1 % of the sound's samples are no finite numbers",
+    ),
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import lfilter
 
 import mmfeat
-from mmfeat import models
+from mmfeat import clip, models, sound_quality
 from mmfeat.layout import FeatureFile
 from mmfeat.media import open_media
 from mmfeat.recipe import RecipeError, load_recipe
@@ -47,6 +51,27 @@ class TestLoudness:
         assert alone is not None
         assert loudness(joined(speech, sine(6, -100), speech)) == pytest.approx(alone, abs=0.2)
         assert loudness(joined(sine(10, -36), sine(60, -23), sine(10, -36))) == pytest.approx(-23 - 3.01, abs=0.1)
+
+    @pytest.mark.parametrize("seconds", [0.25, 0.4, 0.85, 3.33])
+    @pytest.mark.parametrize("rate", [11025, 48000])
+    def test_blocks_do_not_change_it(self, seconds: float, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Against the standard's formula for the whole sound at once."""
+        rng = np.random.default_rng(0)
+        fading = np.linspace(1, 0.1, round(seconds * rate))
+        sound = Waveform((fading * rng.normal(0, 0.1, len(fading))).astype(np.float32), rate)
+        weighted = sound.samples.astype(np.float64)
+        for numerator, denominator in _k_weighting(rate):
+            weighted = lfilter(numerator, denominator, weighted)
+        step, size = round(0.1 * rate), min(4 * round(0.1 * rate), len(weighted))
+        power = np.array(
+            [np.mean(weighted[k : k + size] ** 2) for k in range(0, len(weighted) - size + 1, step)], np.float64
+        )
+        power = power[power > 10 ** ((-70 + 0.691) / 10)]
+        power = power[power > 0.1 * power.mean()]
+        expected = -0.691 + 10 * np.log10(power.mean())
+        assert loudness(sound) == pytest.approx(expected, abs=1e-6)
+        monkeypatch.setattr(sound_quality, "_BLOCK", 0.2)
+        assert loudness(sound) == pytest.approx(expected, abs=1e-6)
 
     def test_short_and_silent(self) -> None:
         assert loudness(sine(0.2, -20)) == pytest.approx(-23, abs=0.5)
@@ -91,13 +116,53 @@ class TestQuality:
 
     def test_figures(self) -> None:
         samples = np.zeros(16000, np.float32)
-        samples[:8000] = 0.1
+        samples[:8000:2], samples[1:8000:2] = 0.1, -0.1
         samples[100:140] = -1.0
         samples[1000:1002] = 1.0  # two loud samples are no flat top
         found = measure(Waveform(samples, 16000))
         assert (found.peak, found.silent, found.clipped) == (1.0, 0.5, 40 / 16000)
         assert found.reason == "more than 0.2% of the sound's samples are clipped"
         assert "peak 1.00, 50% silent, 0.25% clipped" in str(found)
+
+    @given(
+        st.lists(st.tuples(st.sampled_from([0.0, 0.5, -1.0, 1.0]), st.integers(1, 40)), min_size=1, max_size=30),
+        st.sampled_from([0.001, 0.02, 10.0]),
+    )
+    @settings(deadline=None)
+    def test_blocks_do_not_change_it(self, runs: list[tuple[float, int]], block: float) -> None:
+        samples = np.concatenate([np.full(count, value, np.float32) for value, count in runs])
+        whole = "".join("x" if abs(sample) > 0.95 else " " for sample in samples)
+        clipped = sum(len(run) for run in re.findall("x{3,}", whole)) / len(samples)
+        frames = [samples[k : k + 20] for k in range(0, len(samples), 20)]
+        silent = np.mean([frame.std() < 1e-3 for frame in frames])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sound_quality, "_BLOCK", block)
+            found = measure(Waveform(samples, 1000))
+        assert (found.clipped, found.silent) == (pytest.approx(clipped), pytest.approx(silent))
+        assert found.peak == np.abs(samples).max()
+
+    def test_an_offset_is_silence(self) -> None:
+        assert measure(Waveform(np.full(16000, 0.05, np.float32), 16000)).status == "silent"
+        hum = sine(1.0, -20, 16000)
+        assert measure(Waveform(hum.samples + np.float32(0.05), 16000)).silent == 0
+
+    def test_the_last_part_of_a_frame_counts(self) -> None:
+        samples = np.zeros(16000 + 100, np.float32)
+        samples[-100:] = sine(1.0, -6, 16000).samples[:100]
+        found = measure(Waveform(samples, 16000))
+        assert found.status == "ok" and found.silent == pytest.approx(50 / 51)
+
+    def test_of_a_mix_it_says_so(self, tmp_path: Path) -> None:
+        """Two channels that cancel each other are silent as what is heard here, their mix."""
+        voice = tone(0.5)[0]
+        path = write_media(tmp_path / "a.wav", sound=np.stack([voice, -voice]), sound_codec="pcm_s16le")
+        with open_media(path) as media:
+            sound = media.waveform()
+        assert sound is not None and sound.channels == sound.at(8000).channels == 2
+        found = measure(sound)
+        assert found.reason == "the mix of the sound's 2 channels is below -60 dBFS throughout"
+        assert str(found).endswith("mix of 2 channels") and "mix" not in str(measure(Waveform(voice, 16000)))
+        assert at_loudness(Waveform(voice, 16000, 2), -23).channels == 2
 
     def test_silent_is_silent_throughout(self) -> None:
         quiet = Waveform(tone(1.0)[0] * 1e-3, 16000)
@@ -161,3 +226,24 @@ def test_one_loudness_before_anything_hears_the_sound(clips: dict[str, Path]) ->
     assert found.sound == mmfeat.extract(clips["ok"]).sound  # of the recording, not of what was made of it
     with pytest.raises(RecipeError, match="loudness: Input should be less than or equal to 0"):
         as_recorded.changed(loudness=3)
+
+
+def test_words_are_heard_at_the_recipes_loudness(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Waveform] = []
+
+    def aligner(sound: Waveform, text: str) -> list[object]:
+        heard.append(sound)
+        return []
+
+    make = clip.loaded
+    monkeypatch.setattr(clip, "loaded", lambda part, recipe: aligner if part == "words" else make(part, recipe))
+    for target in (None, -16.0):
+        mmfeat.extract(clips["ok"], "hello", load_recipe("default").changed(loudness=target))
+    as_recorded, louder = map(loudness, heard)
+    assert louder == pytest.approx(-16, abs=0.01) and as_recorded != pytest.approx(-16, abs=1)
+
+
+def test_times_from_files_do_not_depend_on_the_loudness() -> None:
+    recipe = load_recipe("default").changed(words={"aligner": "given"})
+    before, after = recipe.fingerprints(), recipe.changed(loudness=-23.0).fingerprints()
+    assert {part for part in before if before[part] != after[part]} == {"audio"}
