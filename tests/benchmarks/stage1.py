@@ -95,17 +95,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     encoder, split = bert(args.encoder_layers, frozen=True), clips(args.clips, args.lengths)
     theirs = plain(split, encoder, Config(mode="reference"))
-    print(f"published steps         {theirs} an epoch", flush=True)
+    print(f"{'published steps':36}{theirs} an epoch", flush=True)
     cached = cache(split, encoder)
-    for name, steps, config in (
-        ("same layers and batches", 0, Config(layers=5, batch_size=64)),
-        ("default settings", 0, Config()),
-        ("default, --steps 64", 64, Config()),
+    for name, config in (
+        ("same layers and batches, --steps 0", Config(layers=5, batch_size=64, steps=0)),
+        ("same layers and batches", Config(layers=5, batch_size=64)),
+        ("default settings, --steps 0", Config(steps=0)),
+        ("default settings", Config()),
     ):
-        ours = Ours(shorten(cached, steps) if steps else cached, config)
+        ours = Ours(shorten(cached, config.steps) if config.steps else cached, config)
         ours()
         seconds = timed(ours, args.epochs)
-        print(f"{name:24}{seconds}: {theirs.over(seconds)}", flush=True)
+        print(f"{name:36}{seconds}: {theirs.over(seconds)}", flush=True)
 
 
 if __name__ == "__main__":
