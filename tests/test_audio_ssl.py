@@ -171,7 +171,16 @@ class TestModelsThatCannotBeUsed:
     def test_whose_frames_are_not_those_of_its_convolutions(self, tmp_path: Path) -> None:
         adapted = tiny_models.speech("wav2vec2", tmp_path, add_adapter=True, output_hidden_size=32)
         with pytest.raises(MissingBackendError, match="gives other frames than its convolutions say"):
-            made(adapted)(speechlike(1.0))
+            made(adapted)
+
+    @pytest.mark.parametrize("layer", [0, 2, "mean_last_4"])
+    def test_that_squeezes_frames_together(self, tmp_path: Path, layer) -> None:
+        """SEW has half as many between its first layer and its last."""
+        folder = tiny_models.speech("sew", tmp_path, squeeze_factor=2)
+        with pytest.raises(MissingBackendError, match=r"in layer (0|2|-4) \(4, not 9\): choose another layer"):
+            made(folder, layer=layer)
+        track = made(folder)(speechlike(1.0))
+        assert len(track) == 49 and track.valid.all()
 
     def test_without_that_layer(self, folders) -> None:
         for layer in (5, -6, (1, 9)):

@@ -20,7 +20,7 @@ _CONVOLUTIONS = {  # the real models' receptive field and stride, at fewer chann
 
 
 def speech(family: str, folder: Path, **changes: Any) -> Path:
-    """An encoder of speech, one of `SPEECH`; `wav2vec2-layer` is the kind with layer norms and normalised input."""
+    """An encoder of speech, one of `SPEECH` or "sew"; `wav2vec2-layer` has layer norms and normalised input."""
     import transformers as t
 
     torch.manual_seed(0)
@@ -37,6 +37,7 @@ def speech(family: str, folder: Path, **changes: Any) -> Path:
             "wav2vec2": (t.Wav2Vec2Config, t.Wav2Vec2Model),
             "hubert": (t.HubertConfig, t.HubertModel),
             "wavlm": (t.WavLMConfig, t.WavLMModel),
+            "sew": (t.SEWConfig, t.SEWModel),
         }
         config, kind = kinds[family.removesuffix("-layer")]
         model = kind(config(**{**_SIZES, **_CONVOLUTIONS, **norms, **changes}))

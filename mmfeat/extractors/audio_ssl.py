@@ -79,6 +79,11 @@ class Ssl:
         self._clip_norm = None if self._is_whisper else ClipNorm.of(self._model.feature_extractor.conv_layers[0])
         self._rate: int = self._prepare.sampling_rate
         self.names = tuple(f"hidden_{k}" for k in range(known.hidden_size))
+        if not self._is_whisper:  # SEW squeezes frames together between its first layer and its last: say so now
+            some = np.zeros(self._rhythm.field + 8 * self._rhythm.stride, np.float32)
+            if self._clip_norm:
+                self._clip_norm.listen(some)
+            self._hidden([some])
 
     def __call__(self, waveform: Waveform) -> Track:
         """Hidden states of the whole sound, shape (T, D)."""
@@ -136,10 +141,16 @@ class Ssl:
             prepared = self._torch.from_numpy(np.stack(pieces))
         with self._torch.inference_mode():
             output = self._model(prepared, output_hidden_states=True)
-        if not self._is_whisper and output.last_hidden_state.shape[1] != self._rhythm.frames(len(pieces[0])):
-            raise MissingBackendError(f"{self.config.model} gives other frames than its convolutions say")
         # The last layer is the one that the model gives: some norm it once more.
         states = (*output.hidden_states[:-1], output.last_hidden_state)
+        if not self._is_whisper:
+            frames = self._rhythm.frames(len(pieces[0]))
+            for layer in self._layers:
+                if (rows := states[layer].shape[1]) != frames:
+                    raise MissingBackendError(
+                        f"{self.config.model} gives other frames than its convolutions say in layer {layer} "
+                        f"({rows}, not {frames}): choose another layer or model"
+                    )
         return (sum(states[layer] for layer in self._layers) / len(self._layers)).numpy().astype(np.float32)
 
 
