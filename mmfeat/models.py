@@ -27,7 +27,7 @@ Report = Callable[[str, str], None]
 
 _CHUNK = 1 << 20
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_DESCRIPTIONS = ("*.json", "*.txt", "*.model")
+_DESCRIPTIONS = ("*.json", "vocab.txt", "merges.txt", "*.model")
 
 
 class MissingModelError(MissingBackendError):
@@ -234,6 +234,8 @@ def resolve(name_or_path: str) -> Path:
     """
     if name_or_path in MODELS:
         return local(name_or_path)
+    if not name_or_path.strip():
+        raise MissingModelError("`model` is empty: name a registered model, a folder, or a Hugging Face model")
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -258,7 +260,8 @@ def digest(name_or_path: str) -> str:
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path].sha256
-    files = [Path(name_or_path)] if Path(name_or_path).is_file() else _content(resolve(name_or_path))
+    path = Path(name_or_path).expanduser()
+    files = [path] if path.is_file() else _content(resolve(name_or_path))
     stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return _digest_of(stamps)
 

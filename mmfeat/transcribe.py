@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from mmfeat import models
+from mmfeat.extractors.hub import check_vocabulary, load_weights, loading
 from mmfeat.layout import canonical_json
 from mmfeat.registry import Config, MissingBackendError
 from mmfeat.track import Waveform
@@ -49,21 +50,26 @@ class Transcriber:
 
     def __init__(self, config: TranscribeConfig, language: str):
         import torch
-        import transformers
-        from transformers.utils import logging
+        import transformers as t
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # what may be set differently, for every clip
-        folder = models.resolve(config.model)
-        try:
-            self._pipe: Any = transformers.pipeline(
-                "automatic-speech-recognition", model=str(folder), device="cpu", dtype=torch.float32
+        t.utils.logging.disable_progress_bar()
+        t.utils.logging.set_verbosity_error()  # what may be set differently, for every clip
+        folder = str(models.resolve(config.model))
+        with loading(config.model, "cannot recognise speech"):
+            known = type(t.AutoConfig.from_pretrained(folder, local_files_only=True))
+            if known not in t.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING and known not in t.MODEL_FOR_CTC_MAPPING:
+                raise ValueError(f"{known.__name__}; choose a Whisper or CTC model: hf download openai/whisper-small")
+            is_seq2seq = known in t.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+            tokenizer = t.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            check_vocabulary(tokenizer, config.model)
+            self._pipe: Any = t.pipeline(
+                "automatic-speech-recognition",
+                model=load_weights(t.AutoModelForSpeechSeq2Seq if is_seq2seq else t.AutoModelForCTC, config.model),
+                tokenizer=tokenizer,
+                feature_extractor=t.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True),
+                device="cpu",
+                dtype=torch.float32,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MissingBackendError(
-                f"model {config.model!r} cannot recognise speech: {error}; choose a Whisper or CTC model with its "
-                "tokenizer, such as: hf download openai/whisper-small"
-            ) from error
         self._is_whisper = self._pipe.type == "seq2seq_whisper"
         self._language = self._checked(config, config.language or language)
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mmfeat import models
 from mmfeat.extractors import Config, MissingBackendError, register
-from mmfeat.extractors.hub import load_encoder
+from mmfeat.extractors.hub import load_encoder, loading
 from mmfeat.rhythm import ClipNorm, Rhythm
 from mmfeat.track import Floats, Track, Waveform
 
@@ -55,7 +55,7 @@ class Ssl:
         self.config = config
         self._torch = torch
         folder = models.resolve(config.model)
-        try:
+        with loading(config.model, "is no speech encoder with its preprocessor"):
             known = AutoConfig.from_pretrained(folder, local_files_only=True)
             self._is_whisper = known.model_type == "whisper"
             if not self._is_whisper and not hasattr(known, "conv_stride"):
@@ -64,9 +64,6 @@ class Ssl:
                     "Whisper model"
                 )
             self._prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MissingBackendError(f"{config.model} is no speech encoder with its preprocessor: {reason}") from error
         self._model = load_encoder(config.model)
         if self._is_whisper:
             layers = known.encoder_layers

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mmfeat import models
 from mmfeat.extractors import MissingBackendError, TextConfig, register
-from mmfeat.extractors.hub import load_encoder
+from mmfeat.extractors.hub import check_vocabulary, load_encoder, loading
 from mmfeat.track import Wordpieces
 
 
@@ -33,10 +33,9 @@ class Transformers:
         from transformers import AutoTokenizer
 
         self.config = config
-        try:
+        with loading(config.model, "has no tokenizer that can be loaded"):
             self._tokenizer = AutoTokenizer.from_pretrained(models.resolve(config.model), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise MissingBackendError(f"model {config.model!r} has no tokenizer that can be loaded: {error}") from error
+        check_vocabulary(self._tokenizer, config.model)
         if not self._tokenizer.is_fast:
             raise MissingBackendError(f"{config.model}: its tokenizer gives no character offsets (no fast version)")
         if len(self._tokenizer("")["input_ids"]) != 2:
@@ -45,8 +44,10 @@ class Transformers:
             )
         self._model = load_encoder(config.model)
         self._no_gradients = torch.inference_mode
-        self._check(self._model.config)
-        self.names = tuple(f"hidden_{k}" for k in range(self._model.config.hidden_size))
+        with loading(config.model, "is no text encoder"):
+            self._check(self._model.config)
+            self.names = tuple(f"hidden_{k}" for k in range(self._model.config.hidden_size))
+            self("")
 
     def _check(self, model: Any) -> None:
         layer, layers = self.config.layer, model.num_hidden_layers

@@ -13,7 +13,7 @@ from mmfeat.extractors import MissingBackendError, find, register
 from mmfeat.extractors.face_crops import FaceCropConfig, Image, encode_faces
 from mmfeat.extractors.face_nets import FaceNets
 from mmfeat.extractors.face_people import Sound
-from mmfeat.extractors.hub import load_encoder
+from mmfeat.extractors.hub import load_encoder, loading
 from mmfeat.track import Floats, Frame, Track
 
 if TYPE_CHECKING:
@@ -68,16 +68,15 @@ class _Transformers:
         folder = models.resolve(name)
         # Pillow's resizing, also where torchvision is installed: that one's differs in the last digits.
         pillow = {"backend": "pil"} if int(transformers.__version__.partition(".")[0]) >= 5 else {"use_fast": False}
-        try:
+        with loading(name, "has no image processor that can be loaded"):
             self._prepare = AutoImageProcessor.from_pretrained(folder, local_files_only=True, **pillow)
-        except (OSError, ValueError, ImportError) as error:
-            raise MissingBackendError(f"model {name!r} has no image processor that can be loaded: {error}") from error
         model = load_encoder(name, needs_pooler=pooling == "pooler")
         self._model = getattr(model, "vision_model", model)  # of CLIP and its like, the tower that sees
         self._project = getattr(model, "visual_projection", None)
         self._name, self._pooling = name, pooling
         self._no_gradients = torch.inference_mode
-        self.columns = self([np.zeros((32, 32, 3), np.uint8)]).shape[1]
+        with loading(name, "is no image encoder"):
+            self.columns = self([np.zeros((32, 32, 3), np.uint8)]).shape[1]
 
     def __call__(self, crops: list[Image]) -> Floats:
         """Shape (N, columns)."""

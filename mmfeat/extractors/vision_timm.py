@@ -13,6 +13,7 @@ from mmfeat.extractors import MissingBackendError, find, register
 from mmfeat.extractors.face_crops import FaceCropConfig, Image, encode_faces
 from mmfeat.extractors.face_nets import FaceNets
 from mmfeat.extractors.face_people import Sound
+from mmfeat.extractors.hub import loading
 from mmfeat.track import Floats, Frame, Track
 
 Pooling = Literal["cls", "mean", "pooler"]
@@ -52,10 +53,8 @@ class TimmEncoder:
         self.config = config
         self._nets = FaceNets()
         folder = models.resolve(config.model)
-        try:
+        with loading(config.model, "is none that timm loads"):
             self._model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-        except (RuntimeError, KeyError, FileNotFoundError) as error:
-            raise MissingBackendError(f"model {config.model!r} is none that timm loads: {error}") from error
         data = timm.data.resolve_model_data_config(self._model)
         height, width = data["input_size"][1:]
         how = Pillow.Resampling[data["interpolation"].upper()]
