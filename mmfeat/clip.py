@@ -228,9 +228,10 @@ def _from_media(clip: Clip, recipe: Recipe, parts: tuple[str, ...], timings: Tim
         if "words" in parts:
             failed = "transcript" in shards and shards["transcript"].status == FAILED
             shards["words"] = shards["transcript"] if failed else _guarded(lambda: _words(sound, clip, recipe, timings))
+        seconds = max([media.seconds, *(shard.seconds for shard in shards.values())])
+        media.note_end(seconds)
         if media.damage:
             shards = {part: _damaged(shard, media.damage) for part, shard in shards.items()}
-        seconds = max([media.seconds, *(shard.seconds for shard in shards.values())])
         return {part: replace(shard, seconds=seconds) for part, shard in shards.items()}
 
 

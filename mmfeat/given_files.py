@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmfeat.corpus import Clip
@@ -17,10 +18,20 @@ def checked_folder(folder: str | None) -> str | None:
     return folder
 
 
+def fields_of(template: str, known: Sequence[str]) -> list[str]:
+    """The {fields} in a template. Raises ValueError for one that is not known, and for a brace that belongs to none."""
+    fields = re.findall(r"\{(\w*)\}", template)
+    there = f"there are {', '.join(f'{{{name}}}' for name in known)}"
+    if unknown := [name for name in fields if name not in known]:
+        raise ValueError(f"{{{unknown[0]}}} is unknown; {there}")
+    if brace := re.search(r"[{}]", re.sub(r"\{\w*\}", "", template)):
+        raise ValueError(f"a {brace[0]} in {template!r} belongs to no field; {there}")
+    return fields
+
+
 def checked_pattern(pattern: str) -> str:
     """The pattern itself. Raises ValueError for a field that does not exist, and where it leads out of the folder."""
-    if unknown := [name for name in re.findall(r"\{(\w*)\}", pattern) if name not in FIELDS]:
-        raise ValueError(f"{{{unknown[0]}}} is unknown; there are {', '.join(f'{{{name}}}' for name in FIELDS)}")
+    fields_of(pattern, FIELDS)
     if ".." in Path(pattern).parts or Path(pattern).is_absolute():
         raise ValueError(f"{pattern!r} leads out of the folder")
     return pattern

@@ -227,10 +227,14 @@ class Media:
             self._sound.cut(limit)
         if not self.seconds:
             raise MediaError(self.damage or "nothing could be decoded")
-        if limit is not None and self.seconds < limit - SHORT:
-            self.damage = self.damage or f"the file ends {limit - self.seconds:.1f} s before the clip does"
-        elif limit is None and self.seconds < self._claimed - SHORT:
+        self.note_end(self.seconds)
+        if limit is None and self.seconds < self._claimed - SHORT:
             self.damage = self.damage or f"the file claims {self._claimed:.1f} s, {self.seconds:.1f} s could be decoded"
+
+    def note_end(self, seconds: float) -> None:
+        """Of the clip there are so many seconds; 0: not known. That its row asks for more is damage."""
+        if self._limit is not None and 0 < seconds < self._limit - SHORT:
+            self.damage = self.damage or f"the file ends {self._limit - seconds:.1f} s before the clip does"
 
     def _go_to_start(self, streams: list[Any]) -> list[Any]:
         """Place the container before the clip's start, so that every stream is decoded from then on.

@@ -30,6 +30,13 @@ class Config(BaseModel):
         return self.model_dump(mode="json", exclude=set(self.without_effect))
 
 
+def each_once(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """For a field_validator: the groups of columns themselves. Raises ValueError where one is named twice."""
+    if len(set(columns)) < len(columns):
+        raise ValueError("a group is named twice")
+    return columns
+
+
 class MissingBackendError(RuntimeError):
     """A package or model that is needed is not there; the message holds the command that gets it."""
 

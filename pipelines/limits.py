@@ -13,12 +13,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 LOOKS = 0.2
 """Seconds between two looks of the watchdog."""
+CHILDREN_LOOKS = 1.0
+"""Seconds between two looks at what its children hold: every process of the machine is asked whose child it is."""
 LEAST_BYTES = 500
 """Bytes per second below which no media file is believed: a length that is claimed may be a lie."""
 HEADROOM = 0.9
@@ -35,7 +37,7 @@ class Limits:
     factor: float | None = 60.0
     """More wall seconds for each second of the clip. The default recipe needs about 0.1; None: no time limit."""
     memory: int | None = None
-    """Bytes that the worker's process may hold while it works on a clip; None: `HEADROOM` of the worker's limit."""
+    """Bytes that the worker and its children may hold during a clip; None: `HEADROOM` of the worker's limit."""
 
     def time(self, length: float) -> float | None:
         """Wall seconds for a clip of `length` seconds."""
@@ -84,6 +86,7 @@ class _Watch:
         self._limits, self._give_up = limits, give_up
         self._began = time.monotonic()
         self._memory = limits.memory or _share_of_worker()
+        self._children, self._looked = 0, float("-inf")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
         self.allow(0.0)
@@ -109,10 +112,15 @@ class _Watch:
                 self._give_up(reason)
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def _of_children(self) -> int:
+        if (now := time.monotonic()) - self._looked >= CHILDREN_LOOKS:
+            self._children, self._looked = children_bytes(), now
+        return self._children
+
     def _exceeded(self) -> str:
         if self._seconds is not None and time.monotonic() - self._began > self._seconds:
             return f"took longer than {self._seconds:.0f} s (--time-limit)"
-        if self._memory and (held := resident_bytes()) > self._memory:
+        if self._memory and (held := resident_bytes() + self._of_children()) > self._memory:
             return (
                 f"needs more memory than a worker has: {held // _MEBIBYTE} of {self._memory // _MEBIBYTE} MiB "
                 "(fewer --workers, or --memory-limit)"
@@ -121,10 +129,21 @@ class _Watch:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds."""
+    """Memory that this process holds, without its children."""
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def children_bytes() -> int:
+    """Memory that programs hold which this process has started, at any depth. What they share counts for each."""
+    import psutil
+
+    held = 0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            held += child.memory_info().rss
+    return held
 
 
 def _share_of_worker() -> int | None:

@@ -15,7 +15,7 @@ from mmfeat.extractors.openface_columns import COLUMNS
 
 WIDTHS = {
     "silent": 66, "hang": 68, "crash": 70, "garbage": 72, "faceless": 74, "one lost": 76, "many lost": 78, "fails": 82,
-    "crash after": 84,
+    "crash after": 84, "link": 86, "pipe": 88,
 }  # fmt: skip
 """Behaviour → width of the pictures; any other width is a good clip."""
 
@@ -50,6 +50,12 @@ if behaviour == "hang":
 names = [name for flag, members in {columns} if flag in sys.argv for name in members]
 keep = len(pictures) - {{"one lost": 1, "many lost": 2}}.get(behaviour, 0)
 path = os.path.join(option("-out_dir"), os.path.splitext(os.path.basename(option("-f")))[0] + ".csv")
+if behaviour == "pipe":
+    os.mkfifo(path)
+    sys.exit(0)
+if behaviour == "link":
+    os.symlink("elsewhere", path)
+    path = os.path.join(os.path.dirname(path), "elsewhere")
 with open(path, "w") as file:
     print("frame, face_id, timestamp, confidence, success, " + ", ".join(names), file=file)
     for k, picture in enumerate(pictures[:keep]):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,9 @@ import psutil
 import pytest
 
 import mmfeat
-from mmfeat.extractors import MissingBackendError, find
+from mmfeat.extractors import MissingBackendError, find, vision_openface2
 from mmfeat.extractors.openface_columns import COLUMNS
-from mmfeat.extractors.vision_openface2 import Openface2, Openface2Config, _copy, at_rate, averaged
+from mmfeat.extractors.vision_openface2 import Openface2, Openface2Config, _copy, _stop, at_rate, averaged
 from mmfeat.media import MediaError, open_media
 from mmfeat.recipe import RecipeError, load_recipe
 from mmfeat.track import Frame, Track
@@ -111,6 +113,8 @@ class TestRun:
             ("fails", "status 1 and no CSV files; it printed: Starting tracking Could not open the landmark detector$"),
             ("crash", "killed by signal 11; its CSV: is cut off: its last line has 4 of 46 values; it printed: Start"),
             ("garbage", "status 0; its CSV: line 3: pose_Tx is 'oops', not a number; it printed"),
+            ("link", "status 0 and no CSV files"),
+            ("pipe", "status 0 and no CSV files"),
             ("many lost", "status 0 and 4 rows for 6 pictures; it printed"),
         ],
     )
@@ -144,6 +148,24 @@ class TestRun:
             if leftovers(tmp_path):
                 time.sleep(0.1)
         assert leftovers(tmp_path) == []
+
+
+def test_a_full_disk_is_said_to_be_that_of_temporary_files(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full, the device on which every write fails")
+    copy = vision_openface2._copy
+    monkeypatch.setattr(vision_openface2, "_copy", lambda frames, path: copy(frames, full(path)))
+    noise = np.random.default_rng(0).integers(0, 256, (9, 200, 200, 3), dtype=np.uint8)
+    with pytest.raises(MediaError, match=f"no space in {tmp_path}/tmp .* let TMPDIR name a larger folder"):
+        Openface2(Openface2Config())([Frame(image, k, k + 1) for k, image in enumerate(noise)], clip_of(Path("x.mp4")))
+    assert leftovers(tmp_path) == []
+
+
+def full(path: Path) -> Path:
+    path.symlink_to("/dev/full")
+    return path
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 31), (431, 501), (480, 640)])
@@ -180,6 +202,10 @@ class TestContainer:
         assert found.valid.all() and calls(program)[0][4:] == ["-pose", "-aus", "-wild"]
         assert f"--user {os.getuid()}:{os.getgid()}" in (tmp_path / "docker.log").read_text()
 
+    def test_what_ends_it_needs_what_comes_before_run(self) -> None:
+        assert _stop(["sudo", "/bin/podman", "--remote", "run", "x"]) == ["sudo", "/bin/podman", "--remote", "kill"]
+        assert _stop(["nerdctl", "exec"]) == ["nerdctl", "kill"] and _stop(["apptainer", "run"]) == []
+
     def test_one_that_hangs_is_ended_by_its_name(self, tmp_path: Path, program: Path, docker: Path) -> None:
         with pytest.raises(MediaError, match="took longer"):
             rows(
@@ -206,6 +232,10 @@ class TestConfig:
             ({"container": "docker run {folder} {name} {out}"}, "{id} must be in it .as --name {id}"),
             ({"container": "run {folder} {name} {out} {in}"}, "{in} is unknown; there are {folder}"),
             ({"container": "run 'x"}, "quotation"),
+            ({"container": "sudo /usr/bin/docker run {folder} {name} {out}"}, "{id} must be in it .as --name {id}"),
+            ({"container": "run {folder} {name} {out} {user-id}"}, "a { in 'run .*' belongs to no field"),
+            ({"csv_pattern": "{media"}, "a { in '{media' belongs to no field; there are {video_id}"),
+            ({"sha256": "1234"}, "sha256"),
         ],
     )
     def test_impossible_settings_are_refused(self, settings: dict, says: str) -> None:
@@ -242,6 +272,26 @@ class TestConfig:
         assert len(set(found.values())) == len(found)
         assert recipe(time_limit=99, start_limit=9).fingerprints()["vision"] == found["plain"]
         assert recipe(csv_folder="/moved", csv_pattern="{clip_id}.csv").fingerprints()["vision"] == found["csv"]
+        assert recipe(csv_folder="of", options=["-wild"]).fingerprints()["vision"] == found["csv"]
+
+    def test_the_fingerprint_changes_with_the_program_not_its_place(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fingerprint(**settings) -> str:
+            return recipe(**settings).fingerprints()["vision"]
+
+        monkeypatch.setenv("OPENFACE_DIR", str(tmp_path))
+        without, program = fingerprint(), tmp_path / "FeatureExtraction"
+        write_program(tmp_path)
+        copy = shutil.copy2(program, tmp_path / "copy")
+        first, sha256 = fingerprint(), hashlib.sha256(program.read_bytes()).hexdigest()
+        assert first == fingerprint(binary=str(copy)) != without
+        program.write_text("#!/bin/sh\n")
+        assert fingerprint() not in (first, without) and fingerprint(csv_folder="x") == fingerprint(csv_folder="y")
+        with pytest.raises(MissingBackendError, match="is not the program whose sha256 the recipe names"):
+            Openface2(Openface2Config(sha256=sha256))
+        program.unlink()
+        assert fingerprint() == without and fingerprint(sha256=sha256) == first
 
 
 class TestRows:

@@ -21,12 +21,14 @@ from tests.media_files import tone, write_media
 from tests.openface_clips import SMALL, clip_of, corpus, film, recipe, statuses, write_recipe
 
 
-def write_csv(path: Path, times: list[float], success: int = 1) -> Path:
-    """An OpenFace CSV of SMALL whose values are the frame's number."""
+def write_csv(path: Path, times: list[float], success: int = 1, without: tuple[int, ...] = ()) -> Path:
+    """An OpenFace CSV of SMALL whose values are the frame's number; of frames `without` a face there is no row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [name for group in SMALL for name in COLUMNS[group]]
     lines = [", ".join(["frame", "face_id", "timestamp", "confidence", "success", *names])]
     for frame, time_of in enumerate(times, 1):
+        if frame in without:
+            continue
         lines.append(f"{frame}, 0, {time_of:.3f}, 0.98, {success}, " + ", ".join([str(frame)] * len(names)))
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -77,6 +79,11 @@ class TestGiven:
             (steady(14), {"start": 0.0, "end": 1.2}, r"ends at 0\.52 s, but"),
             ([0.0, 0.04, 0.04, 0.08], {}, "timestamps do not rise, at frame 3"),
             ([0.0] * 4, {}, "timestamps do not rise, at frame 2"),
+            ([np.nan] * 30, {}, "timestamps do not rise, at frame 1"),
+            ([10.0 * k for k in range(30)], {}, r"goes on to 290\.00 s, but clip\.mp4 is 1\.20 s long"),
+            ([*steady(10), np.inf], {}, "timestamps do not rise, at frame 11"),
+            (steady(33), {}, r"goes on to 1\.28 s, but clip\.mp4 is 1\.20 s long"),
+            (steady(200), {}, "ends with frame 200, more than there can be"),
         ],
     )
     def test_a_csv_of_another_film_is_refused(self, tmp_path: Path, times: list[float], cut: dict, says: str) -> None:
@@ -84,6 +91,31 @@ class TestGiven:
         write_csv(tmp_path / "clip.csv", times)
         with pytest.raises(MediaError, match=says):
             self.read(tmp_path, path, **cut)
+
+    @pytest.mark.parametrize("faces", [10, 28])
+    def test_the_film_goes_on_where_only_faces_are_written(self, tmp_path: Path, faces: int) -> None:
+        path = film(tmp_path / "clip.mp4", count=30)
+        write_csv(tmp_path / "clip.csv", steady(faces), without=(3,))
+        found = self.read(tmp_path, path)
+        assert found.valid.tolist() == [True, True, False, *[True] * (faces - 3), *[False] * (30 - faces)]
+        assert found.note == ("clip.csv ends at 0.40 s: no face from there on" if faces == 10 else "")
+        late = self.read(tmp_path, path, start=0.8, end=1.2)
+        assert len(late) == 10 and late.valid.any() == (faces == 28)
+
+    def test_the_end_of_a_converted_film_without_faces(self, tmp_path: Path) -> None:
+        path = film(tmp_path / "clip.mp4", count=50)
+        write_csv(tmp_path / "clip.csv", [k / 50 for k in range(40)], without=(3,))
+        found = self.read(tmp_path, path)
+        assert len(found) == 100 and found.valid.sum() == 39 and found.times[-1, 1] == pytest.approx(2.0, abs=0.01)
+
+    @pytest.mark.parametrize("more", [{}, {"sound": tone(1.2)}])
+    def test_a_cut_may_end_after_its_film(self, tmp_path: Path, more: dict) -> None:
+        """It is marked then, as where the pictures are decoded."""
+        path = film(tmp_path / "clip.mp4", count=30, **more)
+        write_csv(tmp_path / "clip.csv", steady(30))
+        found = mmfeat.extract(path, recipe=recipe(csv_folder=str(tmp_path)), start=0.4, end=9.0)
+        assert len(found.vision) == 20 and "damaged" in found.status
+        assert "the file ends 7.8 s before the clip does" in found.reason
 
     def test_pictures_are_not_decoded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = film(tmp_path / "clip.mp4", sound=tone(0.2))

@@ -129,6 +129,7 @@ def test_of_two_rows_for_a_frame_the_first_counts(tmp_path: Path) -> None:
         (f"{HEADER}\n1, 0, 0, 0.9\n2, 0, 0.04, 0.9, 1, 0.5\n", "is damaged: line 2 has 4 of 6 values"),
         (f"{HEADER}\n1, 0, 0, 0.9, 1, 0, 5\n", "line 2: 7 values under 6 names"),
         (f"{HEADER}\n1, 0, 0, 0.9, 1, oops\n", "line 2: AU01_r is 'oops', not a number"),
+        (f"{HEADER}\n1, 0, 0, 0.9, 1, 1_0\n", "line 2: AU01_r is '1_0', not a number"),
         (f"{HEADER}\n1, 0, 0, 0.9, 1, \n", "line 2: AU01_r is '', not a number"),
         (f"{HEADER}\n1.5, 0, 0, 0.9, 1, 1\n", "line 2: frame is '1.5', not a number of a frame"),
         (f"{HEADER}\nnan, 0, 0, 0.9, 1, 1\n", "line 2: frame is 'nan', not a number of a frame"),

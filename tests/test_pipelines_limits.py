@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,9 @@ def misbehave(clip, recipe, store, parts) -> ClipReport:
     match clip.text:
         case "hang":
             time.sleep(60)
+        case "feed":  # another program
+            code = "import time; held = b'x' * (300 * 2**20); time.sleep(60)"
+            subprocess.run([sys.executable, "-c", code], check=False)
         case "eat":
             for _ in range(400):
                 held.append(bytearray(b"x" * (16 * 2**20)))
@@ -43,22 +48,23 @@ def limited_task(job: Job) -> ClipReport:
 
 
 def test_hanging_and_hungry_clips_fail_with_their_reason_and_neighbours_are_done_once(tmp_path):
-    corpus, workdir = make_corpus(tmp_path / "corpus", "a", "hang", "b", "eat", "c", "d"), tmp_path / "work"
+    corpus, workdir = make_corpus(tmp_path / "corpus", "a", "hang", "b", "eat", "feed", "c", "d"), tmp_path / "work"
     result = extract_corpus(corpus, FakeRecipe(), workdir, workers=2, task=limited_task)
-    assert (result.done, result.failed) == (6, 2)
+    assert (result.done, result.failed) == (7, 3)
     found = reasons(corpus, workdir)
-    assert set(found) == {"hang", "eat"}
+    assert set(found) == {"hang", "eat", "feed"}
     assert "took longer than 5 s (--time-limit)" in found["hang"]
-    assert "needs more memory than a worker has" in found["eat"] and "--memory-limit" in found["eat"]
+    for hungry in ("eat", "feed"):
+        assert "needs more memory than a worker has" in found[hungry] and "--memory-limit" in found[hungry]
     log = (tmp_path / "done.log").read_text().split()
-    assert sorted(log) == ["a", "b", "c", "d", "eat", "hang"], "each once, the failed ones too"
+    assert sorted(log) == ["a", "b", "c", "d", "eat", "feed", "hang"], "each once, the failed ones too"
 
     again = extract_corpus(corpus, FakeRecipe(), workdir, workers=1, task=limited_task)
     assert again.todo == 0
     # With --retry-failed the old verdict is forgotten, so that a worker really tries again.
     retried = extract_corpus(corpus, FakeRecipe(), workdir, workers=2, retry_failed=True, task=limited_task)
-    assert (retried.todo, retried.failed) == (2, 2)
-    assert sorted((tmp_path / "done.log").read_text().split()) == sorted([*log, "hang", "eat"])
+    assert (retried.todo, retried.failed) == (3, 3)
+    assert sorted((tmp_path / "done.log").read_text().split()) == sorted([*log, "hang", "eat", "feed"])
 
 
 def test_a_worker_with_other_models_is_refused(tmp_path, monkeypatch):

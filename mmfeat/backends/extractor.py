@@ -10,19 +10,14 @@ from pydantic import Field, field_validator
 
 from mmfeat.backends import BACKENDS
 from mmfeat.backends.process import Server
-from mmfeat.registry import Config
+from mmfeat.registry import Config, each_once
 from mmfeat.track import Frame, Track
 
 
 class BackendConfig(Config):
     columns: tuple[str, ...] = Field((), min_length=1)
 
-    @field_validator("columns")
-    @classmethod
-    def _no_group_twice(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(columns)) < len(columns):
-            raise ValueError("a group is named twice")
-        return columns
+    _no_group_twice = field_validator("columns")(each_once)
 
 
 class BackendExtractor:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from mmfeat.backends import BACKENDS
-from mmfeat.registry import Config, Entry, MissingBackendError, Program, Registered, Registry
+from mmfeat.registry import Config, Entry, MissingBackendError, Program, Registered, Registry, each_once
 
 __all__ = [
     "BROKEN",
@@ -28,6 +28,7 @@ __all__ = [
     "MissingBackendError",
     "Registered",
     "TextConfig",
+    "each_once",
     "find",
     "register",
 ]

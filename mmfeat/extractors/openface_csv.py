@@ -49,8 +49,10 @@ class FaceRows:
     """Whether some frame has no row at all, as where only found faces are written."""
 
 
-def read(path: Path, names: Sequence[str], confidence: float = 0.0, person: Person = "largest") -> FaceRows:
-    """The columns `names` of one face. Raises CsvError.
+def read(
+    path: Path, names: Sequence[str], confidence: float = 0.0, person: Person = "largest", most: int | None = None
+) -> FaceRows:
+    """The columns `names` of one face, of `most` frames at most. Raises CsvError.
 
     Of several faces (`face_id`), the one that is largest over the whole file or seen longest is taken; in frames where
     it is not valid, the next in this order. Of two valid rows for one face and frame, the first counts.
@@ -65,6 +67,8 @@ def read(path: Path, names: Sequence[str], confidence: float = 0.0, person: Pers
         raise CsvError(f"{path}: {error}") from None
     first = min(1, int(table.frames[0]))  # OpenFace counts from 1
     count = int(table.frames[-1]) - first + 1
+    if most is not None and count > most:
+        raise CsvError(f"{path} ends with frame {table.frames[-1]}, more than there can be")
     if count > _MOST_GAPS * len(table.frames):
         raise CsvError(f"{path} ends with frame {table.frames[-1]}, but has {len(table.frames)} rows")
     with np.errstate(invalid="ignore", over="ignore"):
@@ -173,6 +177,8 @@ def _rows(
         if decimal_comma:
             chosen = [cell.replace(",", ".") for cell in chosen]
         try:
+            if "_" in "".join(chosen):
+                raise ValueError("Python's way to group digits")
             numbers = list(map(float, chosen))
         except ValueError:
             numbers = [_number(cell, path, line, name) for cell, name in zip(chosen, wanted, strict=True)]
@@ -198,7 +204,7 @@ def _with_last(lines: Iterator[list[str]]) -> Iterator[tuple[list[str], bool]]:
 
 def _number(cell: str, path: Path, line: int, name: str) -> float:
     try:
-        return float(cell)
+        return float(cell.replace("_", "no"))
     except ValueError:
         if _NOT_FINITE.fullmatch(cell.strip()):
             return np.nan

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from mmfeat import models
-from mmfeat.extractors import Config, openface_columns, register
+from mmfeat.extractors import Config, each_once, openface_columns, register
 from mmfeat.extractors import face_geometry as geometry
 from mmfeat.extractors.face_follow import FaceFollower, Seen
 from mmfeat.extractors.face_geometry import Faces
@@ -65,12 +65,7 @@ class FacemeshConfig(Config):
         description="standard deviation in seconds of a Gaussian over each run of frames with a face; 0 is none",
     )
 
-    @field_validator("columns")
-    @classmethod
-    def _no_group_twice(cls, columns: tuple[Group, ...]) -> tuple[Group, ...]:
-        if len(set(columns)) < len(columns):
-            raise ValueError("a group is named twice")
-        return columns
+    _no_group_twice = field_validator("columns")(each_once)
 
 
 @register(

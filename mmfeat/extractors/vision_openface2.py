@@ -3,26 +3,29 @@ out of CSV files that it wrote earlier."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import re
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from mmfeat.corpus import Clip
-from mmfeat.extractors import OPENFACE, Config, MissingBackendError, register
+from mmfeat.extractors import OPENFACE, Config, MissingBackendError, each_once, register
 from mmfeat.extractors.openface_columns import COLUMNS, Group
-from mmfeat.extractors.openface_csv import CsvError, FaceRows, Person, read
-from mmfeat.given_files import checked_folder, checked_pattern, given_file
+from mmfeat.extractors.openface_csv import CsvError, Person, read
+from mmfeat.extractors.openface_times import FASTER, Spans, at_rate, averaged, cut, spans_of
+from mmfeat.given_files import checked_folder, checked_pattern, fields_of, given_file
 from mmfeat.media import SHORT, MediaError, open_media
 from mmfeat.supervise import Ended, Keeper, keeper_of
 from mmfeat.track import Frame, Track
@@ -49,7 +52,6 @@ _LOST = 1
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Workers are the parallelism; and OpenBLAS of several threads runs out of memory regions."""
 _SAID = 300
-Spans = NDArray[np.float64]
 
 
 class OpenfaceError(MediaError):
@@ -85,6 +87,11 @@ class Openface2Config(Config):
     binary: str | None = Field(
         None, description="path of FeatureExtraction; null: looked for in $OPENFACE_DIR and on the PATH"
     )
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="of FeatureExtraction: no other is run; needed where this machine does not have it, but workers do",
+    )
     container: str | None = Field(
         None,
         description="a command that runs FeatureExtraction in a container; what it is to write is added at the end. "
@@ -97,21 +104,26 @@ class Openface2Config(Config):
     )
     start_limit: float = Field(60.0, gt=0, description="seconds for loading OpenFace's models or starting a container")
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"csv_pattern", "time_limit", "start_limit"})
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {"binary", "sha256", "csv_pattern", "time_limit", "start_limit"}
+    )
 
     def identity(self) -> dict[str, Any]:
-        """Where CSV files lie has no effect; which file it is enters a clip's own identity."""
-        return {**super().identity(), "csv_folder": self.csv_folder is not None}
+        """Where CSV files or the program lie has no effect; which CSV it is enters a clip's own identity.
+
+        The content of the program has. A machine that does not have it, and only asks workers who do, cannot promise
+        what they would compute: unless `sha256` says which program is meant, its fingerprint is another than theirs,
+        and they refuse rather than mix the output of unlike programs. A container is known by its command alone.
+        """
+        found = {**super().identity(), "csv_folder": self.csv_folder is not None}
+        if self.csv_folder:
+            return {name: value for name, value in found.items() if name not in ("options", "container")}
+        return {**found, "program": self.sha256 or (None if self.container else _digest(_program(self)))}
 
     _folder = field_validator("csv_folder")(checked_folder)
     _pattern = field_validator("csv_pattern")(checked_pattern)
 
-    @field_validator("columns")
-    @classmethod
-    def _no_group_twice(cls, columns: tuple[Group, ...]) -> tuple[Group, ...]:
-        if len(set(columns)) < len(columns):
-            raise ValueError("a group is named twice")
-        return columns
+    _no_group_twice = field_validator("columns")(each_once)
 
     @field_validator("options")
     @classmethod
@@ -126,10 +138,8 @@ class Openface2Config(Config):
         if container is None:
             return None
         words = shlex.split(container)  # ValueError for quotes that do not end
-        fields = re.findall(r"\{(\w*)\}", container)
-        if unknown := [name for name in fields if name not in _FIELDS]:
-            raise ValueError(f"{{{unknown[0]}}} is unknown; there are {', '.join(f'{{{name}}}' for name in _FIELDS)}")
-        needed = ("folder", "name", "out", *(("id",) if words and Path(words[0]).name in _DAEMONS else ()))
+        fields = fields_of(container, _FIELDS)
+        needed = ("folder", "name", "out", *(("id",) if _stop(words) else ()))
         if missing := [name for name in needed if name not in fields]:
             why = " (as --name {id}, by which a container that hangs is ended)" if missing == ["id"] else ""
             raise ValueError(f"{{{missing[0]}}} must be in it{why}")
@@ -148,7 +158,7 @@ def csv_file(config: Openface2Config, clip: Clip) -> Path | None:
     return given_file(config.csv_folder, config.csv_pattern, clip) if config.csv_folder else None
 
 
-@register("openface2", Openface2Config, version=1, given_file=csv_file, by_clip=True)
+@register("openface2", Openface2Config, version=2, given_file=csv_file, by_clip=True)
 class Openface2:
     """Raises MissingBackendError where OpenFace is to be run and is not there."""
 
@@ -178,7 +188,15 @@ class Openface2:
             folder, out = keeper.scratch / "in", keeper.scratch / "out"
             folder.mkdir()
             out.mkdir()
-            spans = _copy(frames, folder / "clip.avi")
+            try:
+                spans = _copy(frames, folder / "clip.avi")
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise OpenfaceError(
+                    f"no space in {keeper.scratch.parent} for the clip's pictures, about 1 byte per pixel: let TMPDIR "
+                    "name a larger folder"
+                ) from None
             if not len(spans):
                 return Track.empty(self.names)
             seconds = self.config.start_limit + self.config.time_limit * float(spans[-1, 1])
@@ -197,19 +215,19 @@ class Openface2:
         own = f"mmfeat-{uuid.uuid4().hex}"
         values = {"folder": folder, "name": name, "out": out, "id": own, "user": f"{os.getuid()}:{os.getgid()}"}
         filled = [re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), word) for word in self._command]
-        stop = (filled[0], "kill", own) if Path(filled[0]).name in _DAEMONS else ()
-        return keeper.run([*filled, *flags, *self.config.options], folder, seconds, stop)
+        stop = _stop(filled)
+        return keeper.run([*filled, *flags, *self.config.options], folder, seconds, [*stop, own] if stop else ())
 
     def _result(self, out: Path, spans: Spans, ended: Ended) -> Track:
         """Its exit status says little, being 0 for most failures: what counts is a CSV with a row for each picture."""
         assert ended.status is not None
         how = f"was killed by signal {-ended.status}" if ended.status < 0 else f"ended with status {ended.status}"
         how = f"OpenFace {how}"
-        files = sorted(out.rglob("*.csv"))
+        files = sorted(path for path in out.rglob("*.csv") if path.is_file() and not path.is_symlink())
         if len(files) != 1:
             raise OpenfaceError(f"{how} and {len(files) or 'no'} CSV files{_said(ended)}")
         try:
-            found = read(files[0], self.names, self.config.confidence, self.config.person)
+            found = read(files[0], self.names, self.config.confidence, self.config.person, len(spans))
         except CsvError as error:
             reason = str(error).removeprefix(str(files[0])).lstrip(",: ")
             raise OpenfaceError(f"{how}; its CSV: {reason}{_said(ended)}") from None
@@ -226,10 +244,17 @@ class Openface2:
         if not file.is_file():
             raise CsvError(f"there is no CSV {file}")
         assert clip.path is not None
-        found = read(file, self.names, self.config.confidence, self.config.person)
-        return _cut(
-            Track(_spans(file, found, clip.path), found.values, found.valid, self.names), clip, file, found.gaps
-        )
+        with open_media(clip.path) as media:
+            shown = media.picture_times()
+        most = FASTER * len(shown) if shown else None
+        found = read(file, self.names, self.config.confidence, self.config.person, most)
+        times, rows = spans_of(file, found, shown, clip.path.name), len(found.valid)
+        values, valid = np.zeros((len(times), len(self.names)), np.float32), np.zeros(len(times), bool)
+        values[:rows], valid[:rows] = found.values, found.valid
+        track = cut(Track(times, values, valid, self.names), clip)
+        ends, goes_on = times[rows - 1, 1], (clip.start or 0.0) + (track.times[-1, 1] if len(track) else 0.0)
+        note = f"{file.name} ends at {ends:.2f} s: no face from there on" if goes_on > ends + SHORT else ""
+        return replace(track, note=note)
 
 
 def _command(config: Openface2Config) -> tuple[str, ...]:
@@ -239,14 +264,36 @@ def _command(config: Openface2Config) -> tuple[str, ...]:
         if not (program := shutil.which(words[0])):
             raise MissingBackendError(f"extractor 'openface2': its container needs {words[0]}, which is not installed")
         return program, *words[1:]
-    if config.binary:
-        path = Path(config.binary).expanduser().absolute()
-        if not (path.is_file() and os.access(path, os.X_OK)):
-            raise MissingBackendError(f"extractor 'openface2': binary {path} is not a program")
-        return (str(path),)
-    if not (found := OPENFACE.find()):
+    if not (path := _program(config)):
         raise MissingBackendError(f"extractor 'openface2' needs {OPENFACE.missing()}, or set `csv_folder`")
-    return (str(found),)
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise MissingBackendError(f"extractor 'openface2': binary {path} is not a program")
+    if config.sha256 and _digest(path) != config.sha256:
+        raise MissingBackendError(f"extractor 'openface2': {path} is not the program whose sha256 the recipe names")
+    return (str(path),)
+
+
+def _program(config: Openface2Config) -> Path | None:
+    return Path(config.binary).expanduser().absolute() if config.binary else OPENFACE.find()
+
+
+def _digest(program: Path | None) -> str | None:
+    if not (program and program.is_file()):
+        return None
+    with program.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stop(words: Sequence[str]) -> list[str]:
+    """What ends a container, its name still to be added, by the command that runs it; empty where that is no daemon's.
+
+    What comes before `run`, such as `sudo` or the daemon's host, is needed for it too.
+    """
+    daemon = next((place for place, word in enumerate(words) if Path(word).name in _DAEMONS), None)
+    if daemon is None:
+        return []
+    end = words.index("run", daemon) if "run" in words[daemon:] else daemon + 1
+    return [*words[:end], "kill"]
 
 
 def _copy(frames: Iterable[Frame], path: Path) -> Spans:
@@ -282,61 +329,3 @@ def _said(ended: Ended) -> str:
     return (
         f"; it printed: {'…' if len(printed) > _SAID else ''}{printed[-_SAID:]}" if printed else "; it printed nothing"
     )
-
-
-def _spans(file: Path, found: FaceRows, media: Path) -> Spans:
-    """Start and end of a CSV's rows in the media file, shape (T, 2).
-
-    Its timestamps suppose a constant frame rate. Where it has as many rows as the file has pictures, these say when
-    they are shown; otherwise, as where the file was converted first, the timestamps count.
-    """
-    with open_media(media) as opened:
-        shown = opened.picture_times()
-    if len(shown) == len(found.valid):
-        starts = np.array(shown)
-    else:
-        starts = found.timestamps
-        if not np.isfinite(starts).all() or (np.diff(starts) <= 0).any() or starts[0] < 0:
-            wrong = next(k for k, time in enumerate(starts) if not time > (starts[k - 1] if k else -1e-9))
-            raise CsvError(f"{file}: timestamps do not rise, at frame {wrong + 1}")
-        if len(shown) > 1 and starts[-1] > (end := 2 * shown[-1] - shown[-2]) + SHORT:
-            raise CsvError(f"{file} goes on to {starts[-1]:.2f} s, but {media.name} is {end:.2f} s long")
-        if len(shown) and starts[-1] < shown[-1] - SHORT and not found.gaps:
-            raise CsvError(f"{file} ends at {starts[-1]:.2f} s, but {media.name} is {shown[-1]:.2f} s long")
-    step = float(np.median(np.diff(starts))) if len(starts) > 1 else 1 / 30
-    return np.stack([starts, np.append(starts[1:], starts[-1] + step)], axis=1)
-
-
-def _cut(track: Track, clip: Clip, file: Path, gaps: bool) -> Track:
-    """The rows during a clip, timed from its start; as for pictures, a row belongs to where it starts."""
-    start, end = clip.start or 0.0, np.inf if clip.end is None else clip.end
-    if clip.end is not None and track.times[-1, 1] < end - SHORT and not gaps:
-        raise CsvError(f"{file} ends at {track.times[-1, 1]:.2f} s, before the clip does at {end:.2f} s")
-    inside = (track.times[:, 1] > start) & (track.times[:, 0] < end)
-    times = np.clip(track.times[inside], start, end) - start
-    return Track(times, track.values[inside], track.valid[inside], track.names)
-
-
-def at_rate(track: Track, rate: float) -> Track:
-    """So many rows per second: each is the row whose time holds its start."""
-    if not len(track):
-        return track
-    begin, end = track.times[0, 0], track.times[-1, 1]
-    # By a hundredth of a step, so that times that were rounded make neither a step more nor choose the row before.
-    starts = begin + np.arange(max(1, np.ceil((end - begin) * rate - 0.01))) / rate
-    rows = np.searchsorted(track.times[:, 0], starts + 0.01 / rate, side="right") - 1
-    times = np.stack([starts, np.minimum(starts + 1 / rate, end)], axis=1)
-    return Track(times, track.values[rows], track.valid[rows], track.names)
-
-
-def averaged(track: Track, count: int) -> Track:
-    """Each `count` rows become one: the mean of the valid ones among them, invalid where there is none."""
-    if count == 1 or not len(track):
-        return track
-    firsts = np.arange(0, len(track), count)
-    numbers = np.add.reduceat(track.valid, firsts, dtype=np.int64)
-    sums = np.add.reduceat(track.values, firsts, dtype=np.float64)  # rows that are not valid are zero
-    values = (sums / np.maximum(numbers, 1)[:, None]).astype(np.float32)
-    lasts = np.append(firsts[1:], len(track)) - 1
-    times = np.stack([track.times[firsts, 0], track.times[lasts, 1]], axis=1)
-    return Track(times, values, numbers > 0, track.names)
