@@ -17,7 +17,6 @@ from mmfeat import layout
 from mmfeat.align import grid_steps
 from mmfeat.clip import FAILED, features, summary
 from mmfeat.corpus import Clip, Corpus
-from mmfeat.extractors import TextConfig
 from mmfeat.files import Target, atomic, clear_leftovers
 from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
@@ -87,9 +86,7 @@ def pack(
     if not survey.usable:
         raise NothingUsableError(f"none of {len(corpus.clips)} clips gave features, so {out} is not written")
 
-    text_config = recipe.config("text")
-    assert isinstance(text_config, TextConfig)
-    pieces = text_config.max_wordpieces
+    pieces = getattr(recipe.config("text"), "max_wordpieces", None) or max(survey.pieces, 1)
     lengths = {"text": pieces} | {
         modality: pieces if aligned else survey.padded(modality, recipe.padding) for modality in layout.TIMED
     }
@@ -137,6 +134,8 @@ class _Survey:
         self.usable: list[Clip] = []
         self.names: dict[str, list[str]] = {}
         self.columns: dict[str, int] = {}
+        self.pieces = 0
+        """Of the longest text."""
         self.lengths: dict[str, list[int]] = {modality: [] for modality in layout.TIMED}
         self.training: list[bool] = []
 
@@ -146,6 +145,7 @@ class _Survey:
             return
         self.usable.append(clip)
         self.training.append(clip.split == "train")
+        self.pieces = max(self.pieces, shards["text"].details["steps"])
         self.columns["text"] = shards["text"].details["columns"]
         for modality in layout.TIMED:
             details = shards[modality].details

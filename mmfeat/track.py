@@ -100,7 +100,10 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class Wordpieces:
-    """A transcript as its encoder sees it, `[CLS]` first and `[SEP]` last, L pieces in all."""
+    """A transcript as its encoder sees it, `[CLS]` first and `[SEP]` last, L pieces in all.
+
+    Raises ValueError when the arrays do not belong together, a value is not finite, or a span ends before it starts.
+    """
 
     ids: NDArray[np.int32]
     """Shape (L,): token ids."""
@@ -110,6 +113,20 @@ class Wordpieces:
     """Shape (L, 2): start and end of each piece in the transcript's characters; (0, 0) for special pieces."""
     values: Floats
     """Shape (L, D): the encoder's output."""
+
+    def __post_init__(self) -> None:
+        pieces = len(self.ids)
+        shapes = (self.ids.shape, self.segments.shape, self.spans.shape, self.values.shape[:1])
+        if shapes != ((pieces,), (pieces,), (pieces, 2), (pieces,)) or self.values.ndim != 2:
+            raise ValueError(f"ids, segments, spans and values have shapes {shapes[:3]} and {self.values.shape}")
+        if self.values.dtype != np.float32 or any(
+            array.dtype != np.int32 for array in (self.ids, self.segments, self.spans)
+        ):
+            raise ValueError("values must be float32, ids, segments and spans int32")
+        if not np.isfinite(self.values).all():
+            raise ValueError("non-finite values")
+        if (self.spans < 0).any() or (self.spans[:, 1] < self.spans[:, 0]).any():
+            raise ValueError("a span ends before it starts")
 
 
 @dataclass(frozen=True)
