@@ -218,6 +218,11 @@ def test_a_constant_offset_is_no_voice(offset: float) -> None:
     assert np.mean((before > 0) == (after > 0)) > 0.97
 
 
+def test_an_offset_that_changes_is_no_voice() -> None:
+    drifting = noise(2.0) + np.linspace(-0.15, 0.15, 44100, dtype=np.float32)
+    assert not made(features=["f0"])(Waveform(drifting, 22050)).values[3:-3, 0].any()
+
+
 def test_what_is_much_quieter_than_the_loudest_is_not_voiced() -> None:
     """Hum 40 dB below the voice has a pitch too; `silence_db` says whether it counts."""
     time = np.arange(22050) / 22050
