@@ -307,6 +307,14 @@ def test_without_speech_the_largest_is_taken_and_said(
     assert track.note == note and not is_right(track).any()
 
 
+def test_a_doubtful_choice_is_said(nets: FaceNets, cast: list[Face]) -> None:
+    """Nobody who is seen speaks."""
+    samples, rate = spoken()
+    still = np.zeros(len(mouth(samples, rate)))
+    track = run(talk(cast, still, still), lambda: Waveform(samples, rate), person="speaking")
+    assert track.note.startswith("who speaks is doubtful: ")
+
+
 def test_one_person_is_no_choice(nets: FaceNets, cast: list[Face]) -> None:
     def never() -> Waveform | None:
         raise AssertionError("nobody had to be heard")

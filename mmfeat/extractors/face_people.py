@@ -64,7 +64,7 @@ class People:
                 identity: speaking.Mouth(np.array(person.frames), speaking.openings(np.stack(person.mouth)))
                 for identity, person in self._people.items()
             }
-            speakers = speaking.speakers(mouths, times, heard)
+            speakers, note = speaking.speakers(mouths, times, heard)
             if (speakers < 0).all():
                 note = "no speech: the largest face was taken"
             chosen = np.where(speakers < 0, chosen, speakers)

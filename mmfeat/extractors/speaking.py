@@ -41,6 +41,9 @@ _USUAL_LAG, _UNUSUAL = 1, 0.005
 _CHANGE = 12.0
 """Price of a change of speaker, in points of full agreement."""
 
+_CONVINCING = 0.35
+"""Mean agreement of the chosen while a voice is heard, mostly more in footage that is in step, else mostly less."""
+
 _SOUND_RATE = 16000
 POINTS = (82, 13, 312, 87, 14, 317, 0, 17, 2, 152, 33, 263)
 """Points of the mesh that `openings` takes: inner upper and lower lip, both lips' rims, nose and chin, eye corners."""
@@ -64,8 +67,10 @@ def openings(points: Floats) -> Floats:
     return (inner + outer + jaw) / np.maximum(eyes, 1e-6)
 
 
-def speakers(mouths: Mapping[int, Mouth], times: Seconds, sound: Waveform) -> NDArray[np.intp]:
+def speakers(mouths: Mapping[int, Mouth], times: Seconds, sound: Waveform) -> tuple[NDArray[np.intp], str]:
     """Shape (T,): who of those seen in each frame speaks, by their keys; -1 where nobody is seen, or nobody speaks.
+
+    And why that is doubtful; empty where it is not.
 
     `times` holds start and end of each frame. While nobody speaks, the choice stays with the one who spoke last, or,
     before the first word, with the one who will. Raises MissingModelError where silero-vad was not pulled.
@@ -73,10 +78,11 @@ def speakers(mouths: Mapping[int, Mouth], times: Seconds, sound: Waveform) -> ND
     found = np.full(len(times), -1, np.intp)
     heard = _Sound(sound)
     if not heard.is_speech:
-        return found
+        return found, ""
     tracks = {person: _track(mouth, times) for person, mouth in mouths.items()}
     lag = max(_LAGS, key=lambda lag: _agreement(tracks.values(), heard, lag) - _UNUSUAL * abs(lag - _USUAL_LAG))
     points = np.diff(times, axis=1)[:, 0] * _RATE
+    agreed: list[Floats] = []
     for people in _together(mouths):
         first = min(mouths[person].frames[0] for person in people)
         gain = np.full((len(people), max(mouths[person].frames[-1] for person in people) + 1 - first), -np.inf)
@@ -87,8 +93,21 @@ def speakers(mouths: Mapping[int, Mouth], times: Seconds, sound: Waveform) -> ND
             )
             gain[row, frames - first] = agreement * points[frames]
         seen = np.flatnonzero(np.isfinite(gain).any(axis=0))
-        found[first + seen] = np.array(people)[_viterbi(gain)[seen]]
-    return found
+        path = _viterbi(gain)[seen]
+        found[first + seen] = np.array(people)[path]
+        frames = first + seen
+        is_voiced = np.interp(times[frames].mean(axis=1), heard.clock, heard.voiced) > 0.5
+        agreed.append((gain[path, seen] / points[frames])[is_voiced])
+    return found, _doubt(np.concatenate(agreed), lag)
+
+
+def _doubt(agreement: Floats, lag: int) -> str:
+    """What speaks against a choice, from the agreement of the chosen while a voice is heard, and the lag."""
+    if lag in (_LAGS[0], _LAGS[-1]):
+        return "who speaks is doubtful: pictures and sound may be out of step"
+    if len(agreement) and agreement.mean() < _CONVINCING:
+        return f"who speaks is doubtful: lips and voice agree by {agreement.mean():.2f} of {_CONVINCING}"
+    return ""
 
 
 def _together(mouths: Mapping[int, Mouth]) -> list[list[int]]:
@@ -121,7 +140,7 @@ class _Sound:
         }
         levels["opening"] = _slope(levels["opening"])
         self.signals = {name: _standard(level) for name, level in levels.items()}
-        self.voiced = voiced.astype(float)
+        self.clock, self.voiced = clock, voiced.astype(float)
 
 
 @dataclass(frozen=True, eq=False)
