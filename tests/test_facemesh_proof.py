@@ -170,6 +170,17 @@ def test_one_face_of_openface_is_compared(vs_openface: ModuleType, tmp_path: Pat
     assert vs_openface.read_openface(csv)["timestamp"].tolist() == [0, 0.04]
 
 
+def test_what_is_no_csv_of_openface_is_said_in_one_line(
+    vs_openface: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name in ("other.csv", "missing.csv"):
+        monkeypatch.setattr(sys, "argv", ["vs_openface", "video.mp4", str(tmp_path / name)])
+        with pytest.raises(SystemExit) as raised:
+            vs_openface.main()
+        assert raised.value.code == 2 and f"error: {tmp_path / name}: " in capsys.readouterr().err
+
+
 def test_agrees_with_openface(facemesh: Facemesh, vs_openface: ModuleType, shared_data: Path) -> None:
     track, _ = vs_openface.run(shared_data / "openface/subj01_timepoint01.mp4")
     csv = shared_data / "openface/subj01_timepoint01_openface.csv"

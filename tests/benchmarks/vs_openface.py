@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmfeat.extractors.vision_facemesh import Facemesh, FacemeshConfig
-from mmfeat.media import open_media
+from mmfeat.media import MediaError, open_media
 from mmfeat.track import Track
 
 Floats = NDArray[np.float64]
@@ -45,6 +45,8 @@ ACTION_UNITS = {
 """OpenFace's action unit → the measure that should follow it (AU15, lip corners down, with the opposite sign)."""
 AIMED_AT = ("AU01", "AU02", "AU04", "AU12", "AU25", "AU26", "AU45")
 """Action units that the measures should follow wherever they vary; the others are printed for comparison."""
+_OTHER_CLIP = 0.3
+"""Landmark error over inter-ocular distance beyond which two different faces must have been measured."""
 _REGIONS = {"jaw": (0, 17), "brows": (17, 27), "nose": (27, 36), "eyes": (36, 48), "mouth": (48, 68)}
 
 
@@ -84,11 +86,19 @@ class Comparison:
 
 
 def read_openface(path: Path) -> dict[str, Floats]:
-    """Column → values, of the face seen most often; older versions put blanks into the header."""
+    """Column → values, of the face seen most often; older versions put blanks into the header.
+
+    Raises ValueError where the file is none of OpenFace's.
+    """
     with path.open(newline="") as file:
         table = list(csv.reader(file, skipinitialspace=True))
+    names = [name.strip() for name in table[0]] if table else []
+    if "timestamp" not in names:
+        raise ValueError("not what OpenFace writes: no column timestamp")
+    if len(table) < 2:
+        raise ValueError("no rows")
     values = np.array(table[1:], np.float64)
-    columns = {name.strip(): values[:, column] for column, name in enumerate(table[0])}
+    columns = {name: values[:, column] for column, name in enumerate(names)}
     faces, counts = np.unique(columns.get("face_id", np.zeros(len(values))), return_counts=True)
     chosen = columns.get("face_id", np.zeros(len(values))) == faces[counts.argmax()]
     return {name: column[chosen] for name, column in columns.items()}
@@ -121,7 +131,11 @@ def compare(track: Track, theirs: dict[str, Floats]) -> Comparison:
         int(both.sum()),
         _landmark_error(ours, openface),
         [agree(f"pose_R{axis}", f"pose_R{axis}", degrees) for axis in "xyz"],
-        [agree(f"gaze_angle_{axis}", f"gaze_angle_{axis}", degrees, is_open) for axis in "xy"],
+        [
+            agree(f"gaze_angle_{axis}", f"gaze_angle_{axis}", degrees, is_open)
+            for axis in "xy"
+            if f"gaze_angle_{axis}" in openface
+        ],
         [agree(name, f"{unit}_r") for unit, name in ACTION_UNITS.items() if f"{unit}_r" in openface],
     )
 
@@ -170,8 +184,25 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("csv", type=Path, help="OpenFace 2's output for the video")
     arguments = parser.parse_args()
-    track, milliseconds = run(arguments.video)
-    print(report(compare(track, read_openface(arguments.csv))))
+    try:
+        theirs = read_openface(arguments.csv)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        parser.error(f"{arguments.csv}: {error}")
+    try:
+        track, milliseconds = run(arguments.video)
+    except (OSError, MediaError) as error:
+        parser.error(f"{arguments.video}: {error}")
+    try:
+        found = compare(track, theirs)
+    except KeyError as error:
+        parser.error(f"{arguments.csv}: no column {error}")
+    except ValueError as error:
+        parser.error(f"{arguments.video} and {arguments.csv}: {error}")
+    print(report(found))
+    if found.landmarks["all"] > _OTHER_CLIP:
+        print("\nThe landmarks are so far apart that video and CSV seem to be of different clips.")
+    elif len(track) != len(theirs["timestamp"]):
+        print(f"\nThe video has {len(track)} frames, the CSV {len(theirs['timestamp'])} rows.")
     print(f"\n{milliseconds:.2f} ms of CPU per frame without decoding")
 
 
