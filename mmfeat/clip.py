@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mmfeat import align
+from mmfeat import align, contract
 from mmfeat.corpus import Clip
 from mmfeat.extractors import MissingBackendError
 from mmfeat.media import Media, MediaError, open_media
@@ -265,7 +265,7 @@ def _vision(media: Media, clip: Clip, recipe: Recipe, timings: Timings) -> Shard
         track = extractor(frames, media.waveform)
     else:
         track = extractor(frames)
-    _check(track, extractor)
+    contract.check_track(track, extractor, None if registered.by_clip else media.video_seconds)
     spent = time.perf_counter() - began
     timings["vision"] = spent - (timings.get("decode", 0.0) - decoding)
     if not len(track):
@@ -280,7 +280,7 @@ def _audio(sound: Waveform | None, quality: Quality | None, recipe: Recipe, timi
         return _track_shard(Track.empty(extractor.names), "no_audio")
     with _timed(timings, "audio"):
         track = extractor(sound)
-        _check(track, extractor)
+        contract.check_track(track, extractor, sound.seconds)
         shard = _track_shard(track, quality.status, quality.reason)
     return replace(shard, details={**shard.details, "quality": asdict(quality)})
 
@@ -313,6 +313,7 @@ def _text(clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
     text, extractor = clip.text, loaded("text", recipe)
     with _timed(timings, "text"):
         pieces = extractor(text)
+    contract.check_text(pieces, extractor, text)
     arrays: dict[str, NDArray[Any]] = {
         "ids": pieces.ids,
         "segments": pieces.segments,
@@ -331,19 +332,11 @@ def _text(clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
         why = "the transcript has no word that has a vector"
         return Shard("+".join([*states, "no_text"]), why, arrays=arrays, details=details)
     reason = ""
-    if steps >= extractor.config.max_wordpieces and text[pieces.spans[:, 1].max() :].strip():
+    longest = getattr(recipe.config("text"), "max_wordpieces", None)  # of extractors that cut at all
+    if longest and steps >= longest and text[pieces.spans[:, 1].max() :].strip():
         states.append("cut_text")
         reason = f"transcript cut to {steps} wordpieces"
     return Shard("+".join(states) or "ok", reason, arrays=arrays, details=details)
-
-
-def _check(track: Any, extractor: Any) -> None:
-    """Raises TypeError or ValueError where an extractor, which may be anybody's, breaks the contract."""
-    who = type(extractor).__name__
-    if not isinstance(track, Track):
-        raise TypeError(f"{who} returned {type(track).__name__}, not a Track")
-    if track.names != tuple(extractor.names):
-        raise ValueError(f"{who} returned {len(track.names)} columns that are not its {len(extractor.names)} names")
 
 
 def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:
