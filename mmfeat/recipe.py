@@ -175,13 +175,17 @@ class Recipe(Config):
     def _fingerprint(self, part: str) -> str:
         name, config = getattr(self, part)[_chooser(part)], self.config(part)
         registered = _registered(part, name)
+        used = registered.models(config)
+        named = {
+            key: value for key, value in config.identity().items() if not isinstance(value, str) or value not in used
+        }
         identity = {
             "part": part,
             "name": name,
             "version": registered.version,
             "media": MEDIA_VERSION if part != "text" else None,
-            "config": config.identity(),
-            "models": {_title(model): models.digest(model) for model in registered.models(config)},
+            "config": named,
+            "models": [models.digest(model) for model in used],  # what they hold counts, not how they are called
             "language": self.language if part == "words" else None,
         }
         deaf = part == "words" and registered.given_file is not None  # times from files, whatever the sound
@@ -192,11 +196,20 @@ class Recipe(Config):
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe with every default written out: what the feature file stores."""
+        """The recipe with every default written out, and paths of models absolute: what the feature file stores."""
         whole = self.model_dump(mode="json")
         for part in self.parts():
             key = _chooser(part)
-            whole[part] = {key: getattr(self, part)[key], **self.config(part).model_dump(mode="json")}
+            config = self.config(part)
+            settings = config.model_dump(mode="json")
+            try:
+                used = self.registered(part).models(config)
+            except models.MissingBackendError:  # a file that is not there yet: the recipe can be shown all the same
+                used = ()
+            lasting = {k: _lasting(v) for k, v in settings.items() if isinstance(v, str) and v in used}
+            whole[part] = {key: getattr(self, part)[key], **settings, **lasting}
+        if self.transcribe:
+            whole["transcribe"]["model"] = _lasting(self.transcribe.model)
         return whole
 
 
@@ -215,9 +228,10 @@ def _given_file(part: str, name: str) -> Callable[[Any, Clip], Path | None] | No
     return _registered(part, name).given_file
 
 
-def _title(model: str) -> str:
-    """A file goes by its name: where it lies changes nothing."""
-    return Path(model).name if Path(model).is_file() else model
+def _lasting(value: Any) -> Any:
+    """A model's path as it leads there from any folder."""
+    path = Path(value).expanduser()
+    return str(path.absolute()) if value and path.exists() and value not in models.MODELS else value
 
 
 def shipped() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from mmfeat import models
 from mmfeat.extractors import find
+from mmfeat.recipe import Recipe, load_recipe
 from mmfeat.registry import MissingBackendError
 from mmfeat.transcribe import TranscribeConfig, Transcriber
 from tests import tiny_models
@@ -106,3 +108,20 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     vectors = tiny_models.vectors(tmp_path / "vectors.txt")
     assert models.digest("~/vectors.txt") == models.digest(str(vectors))
+
+
+def test_the_same_model_has_one_fingerprint_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_models.text(tmp_path / "bert")
+    shutil.copytree(tmp_path / "bert", tmp_path / "copy")
+    (tmp_path / "copy/README.txt").write_text("says nothing of what the model computes")
+    monkeypatch.chdir(tmp_path)
+
+    def recipe(model: str) -> Recipe:
+        return load_recipe("default").changed(text={"extractor": "transformers", "model": model}, words=None)
+
+    names = ("bert", "bert/", str(tmp_path / "bert"), "copy")
+    assert len({recipe(name).fingerprints()["text"] for name in names}) == 1
+    assert recipe("bert").resolved()["text"]["model"] == str(tmp_path / "bert")
+    assert load_recipe("default").resolved()["text"]["model"] == "all-MiniLM-L6-v2"
+    (tmp_path / "copy/config.json").write_text((tmp_path / "copy/config.json").read_text() + " ")
+    assert recipe("copy").fingerprints()["text"] != recipe("bert").fingerprints()["text"]
