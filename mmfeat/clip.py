@@ -243,7 +243,7 @@ def _guarded(compute: Any) -> Shard:
         raise
     except MediaError as error:
         return Shard(FAILED, str(error))
-    except Exception as error:  # noqa: BLE001 - the library's own words are the reason the user reads
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the library's own words are the reason the user reads
         return Shard(FAILED, f"{type(error).__name__}: {error}")
 
 

@@ -29,7 +29,7 @@ def discover(
             continue
         try:
             entries[point.name] = replace(_load(point, modalities), distribution=owner)
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's module does when it is imported
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's module does when it is imported
             broken[point.name] = f"{kind} {point.name!r} of {owner} cannot be used: {type(error).__name__}: {error}"
     return entries, broken
 

@@ -205,7 +205,7 @@ class Registry:
             importlib.import_module(entry.module)
             if entry.name not in self._registered:
                 raise LookupError(f"module {entry.module} does not register {entry.name!r}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise MissingBackendError(
                 f"{self._kind} {entry.name!r} of {entry.distribution} cannot be used: {type(error).__name__}: {error}"
             ) from error

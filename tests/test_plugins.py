@@ -78,6 +78,7 @@ def test_a_plugin_is_listed_without_importing_what_it_needs(site: Path) -> None:
     ("code", "says"),
     [
         ("import no_such_package", "No module named 'no_such_package'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("ENTRY = 3", "is no mmfeat.extractors.Entry but int"),
         ("", "has no attribute 'ENTRY'"),
         (plugin(name="other"), "is named 'other'"),
