@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from mmfeat import models
 from mmfeat.extractors import find
+from mmfeat.extractors.word_vectors import open_vectors
 from mmfeat.recipe import Recipe, load_recipe
 from mmfeat.registry import MissingBackendError
 from mmfeat.transcribe import TranscribeConfig, Transcriber
@@ -125,3 +127,11 @@ def test_the_same_model_has_one_fingerprint_wherever_it_lies(tmp_path: Path, mon
     assert load_recipe("default").resolved()["text"]["model"] == "all-MiniLM-L6-v2"
     (tmp_path / "copy/config.json").write_text((tmp_path / "copy/config.json").read_text() + " ")
     assert recipe("copy").fingerprints()["text"] != recipe("bert").fingerprints()["text"]
+
+
+def test_word_vectors_in_archives_of_a_mac_and_with_upper_case_endings(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "V.ZIP", "w") as archive:
+        archive.write(tiny_models.vectors(tmp_path / "v.txt"), "v.txt")
+        archive.writestr("__MACOSX/._v.txt", "resource fork")
+    assert "hello" in open_vectors(tmp_path / "V.ZIP")

@@ -133,16 +133,16 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def _opened(path: Path, member: str) -> Iterator[IO[bytes]]:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path) as file:
             yield file  # type: ignore[misc]
-    elif path.suffix == ".zip":
+    elif path.suffix.lower() == ".zip":
         try:
             archive = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
             raise VectorsError(f"{path} is no readable zip archive: {error}") from None
         with archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
+            names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
             chosen = [name for name in names if name == member] if member else names
             if len(chosen) != 1:
                 raise VectorsError(f"{path}: choose one file in it as `member`: {', '.join(names)}")
