@@ -44,6 +44,7 @@ CANDIDATES = (
     ("another",),
     {"a": "b"},
     "run {folder} {name} {out} {id}",
+    64 * "a",
 )
 
 

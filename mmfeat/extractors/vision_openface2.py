@@ -104,9 +104,7 @@ class Openface2Config(Config):
     )
     start_limit: float = Field(60.0, gt=0, description="seconds for loading OpenFace's models or starting a container")
 
-    without_effect: ClassVar[frozenset[str]] = frozenset(
-        {"binary", "sha256", "csv_pattern", "time_limit", "start_limit"}
-    )
+    without_effect: ClassVar[frozenset[str]] = frozenset({"binary", "csv_pattern", "time_limit", "start_limit"})
 
     def identity(self) -> dict[str, Any]:
         """Where CSV files or the program lie has no effect; which CSV it is enters a clip's own identity.
@@ -117,8 +115,8 @@ class Openface2Config(Config):
         """
         found = {**super().identity(), "csv_folder": self.csv_folder is not None}
         if self.csv_folder:
-            return {name: value for name, value in found.items() if name not in ("options", "container")}
-        return {**found, "program": self.sha256 or (None if self.container else _digest(_program(self)))}
+            return {name: value for name, value in found.items() if name not in ("options", "container", "sha256")}
+        return {**found, "sha256": self.sha256 or (None if self.container else _digest(_program(self)))}
 
     _folder = field_validator("csv_folder")(checked_folder)
     _pattern = field_validator("csv_pattern")(checked_pattern)
@@ -278,7 +276,7 @@ def _program(config: Openface2Config) -> Path | None:
 
 
 def _digest(program: Path | None) -> str | None:
-    if not (program and program.is_file()):
+    if not (program and program.is_file() and os.access(program, os.R_OK)):
         return None
     with program.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
