@@ -176,6 +176,9 @@ class Registry:
         def enter(make: type) -> type:
             if name in self._registered:
                 raise ValueError(f"{self._kind} {name!r} is registered twice")
+            ours = self._entries.get(name)
+            if ours and not ours.distribution and make.__module__ != ours.module:
+                raise ValueError(f"{make.__module__} registers {self._kind} {name!r}, which comes with mmfeat")
             self._registered[name] = Registered(config, make, version, models, given_file, by_language, by_clip, hears)
             return make
 

@@ -187,3 +187,23 @@ class TestExampleOfTheDocs:
         assert "brightness" in listed and "mmfeat-brightness 1.0" in " ".join(listed.split())
         spelled_out = self.mmfeat("recipe", tmp_path / "r.yaml").stdout
         assert "exponent on the mean grey level" in spelled_out
+
+
+def test_a_plugin_cannot_take_the_place_of_what_comes_with_mmfeat(site: Path) -> None:
+    code = "from mmfeat.extractors import Config, register\nregister('librosa', Config, 1)(type('Mine', (), {}))\n"
+    install(
+        site,
+        "mm-greedy",
+        {"greedy": "greedy_entry:ENTRY"},
+        greedy_entry=plugin("greedy", "audio", "greedy_heavy"),
+        greedy_heavy=code,
+    )
+    script = (
+        "from mmfeat.extractors import find\n"
+        "try:\n    find('greedy')\n"
+        "except Exception as error:\n    print(type(error).__name__, error)\n"
+        "print(find('librosa').make.__name__)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "MissingBackendError" in ran and "mm-greedy" in ran and "comes with mmfeat" in ran
+    assert ran.splitlines()[-1] == "Librosa"

@@ -266,6 +266,23 @@ class TestGlove:
 
 
 class TestVectorFiles:
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ("9 2\nhi 1 2\nyou 3 4\n", "has 2 words, its first line says 9"),
+            ("2 2\nhi 1 2 3\nyou 3 4 5\n", "line 2: not a word and 2 numbers"),
+        ],
+    )
+    def test_files_that_are_not_what_their_first_line_says(self, content: str, says: str, tmp_path: Path) -> None:
+        (tmp_path / "v.txt").write_text(content)
+        with pytest.raises(VectorsError, match=says):
+            open_vectors(tmp_path / "v.txt", "")
+
+    def test_a_byte_order_mark_is_no_part_of_the_first_word(self, tmp_path: Path) -> None:
+        (tmp_path / "v.txt").write_text("hi 1 2\nयह 3 4\nहिन्दी 5 6\n", encoding="utf-8-sig")
+        extractor = find("glove").make(find("glove").config(vectors=str(tmp_path / "v.txt")))
+        assert extractor("hi यह हिन्दी").values.tolist() == [[1, 2], [3, 4], [5, 6]]
+
     @pytest.mark.parametrize("form", ["plain", "header", "gz", "zip", "crlf"])
     def test_forms(self, tmp_path: Path, cache: Path, form: str) -> None:
         content = lines(f"{len(VECTORS)} 2\n" if form == "header" else "").encode()

@@ -16,7 +16,9 @@ from mmfeat.extractors import TextConfig, register
 from mmfeat.extractors.word_vectors import VectorsError, WordVectors, open_vectors
 from mmfeat.track import Floats, Wordpieces
 
-_TOKEN = re.compile(r"[\w\u0300-\u036f]+(?:['’.,-][\w\u0300-\u036f]+)*|[^\w\s]")
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.category(c) in ("Mn", "Mc"))
+"""Signs that belong to the letter before them: accents, and the vowels of many scripts."""
+_TOKEN = re.compile(rf"[\w{_MARKS}]+(?:['’.,-][\w{_MARKS}]+)*|[^\w\s]")
 """A word with what joins its parts (don't, well-known, U.S, 2,000), or a sign."""
 _HAN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]+")
 _CLITIC = re.compile(r"(\w+?)(n['’]t|['’](?:s|re|ve|ll|d|m))$", re.IGNORECASE)
@@ -52,7 +54,7 @@ def _file(config: GloveConfig) -> tuple[str]:
     return (config.vectors,)
 
 
-@register("glove", GloveConfig, version=1, models=_file)
+@register("glove", GloveConfig, version=2, models=_file)
 class Glove:
     """A row per word, `dim_k`; no `[CLS]`, no `[SEP]`, and 0 as token id everywhere: there are no wordpieces.
 

@@ -87,13 +87,13 @@ def open_vectors(path: Path, member: str = "") -> WordVectors:
 
 def _make_index(path: Path, member: str, folder: Path) -> None:
     keys = array("Q")
-    columns = 0
+    columns, promised = 0, 0
     total: np.ndarray = np.zeros(0)
     with _opened(path, member) as file, (folder / "vectors.f32").open("wb") as vectors:
         for number, line in _lines(file, path):
-            parts = line.split(b" ")
+            parts = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").split(b" ")  # a byte order mark
             if number == 1 and len(parts) == 2 and all(part.isdigit() for part in parts):
-                columns = int(parts[1])  # word2vec's header: words and columns
+                promised, columns = map(int, parts)  # word2vec's header: words and columns
                 continue
             columns = columns or len(parts) - 1
             # From the right: GloVe 840B has words with blanks in them.
@@ -101,7 +101,15 @@ def _make_index(path: Path, member: str, folder: Path) -> None:
                 values = np.array(parts[-columns:], np.float32)
             except ValueError:
                 values = np.zeros(0, np.float32)
-            if not columns or len(parts) <= columns or not np.isfinite(values).all() or len(values) != columns:
+            # The most frequent word has no blank: what is left of a header's columns there is a number too many.
+            too_long = promised and not keys and len(parts) > columns + 1
+            if (
+                not columns
+                or too_long
+                or len(parts) <= columns
+                or not np.isfinite(values).all()
+                or len(values) != columns
+            ):
                 what = line[:40].decode("utf-8", "replace")
                 raise VectorsError(f"{path}, line {number}: not a word and {columns} numbers: {what!r}")
             keys.append(_key(b" ".join(parts[:-columns])))
@@ -109,6 +117,10 @@ def _make_index(path: Path, member: str, folder: Path) -> None:
             total = values.astype(np.float64) + (total if len(total) else 0.0)
     if not keys:
         raise VectorsError(f"{path} holds no word vectors")
+    if promised and promised != len(keys):
+        raise VectorsError(
+            f"{path} has {len(keys)} words, its first line says {promised}: it is not whole, get it again"
+        )
     found = np.frombuffer(keys, np.uint64)
     unique, rows = np.unique(found, return_index=True)  # of a word that stands there twice, the first
     np.save(folder / "keys.npy", unique)

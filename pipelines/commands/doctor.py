@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument("--load", action="store_true", help="load every model of the default recipe too: seconds")
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -33,20 +33,25 @@ def run(args: argparse.Namespace) -> Exit:
     print()
     table("Machine", ("what", "here"), _machine())
     print()
-    trouble = default_recipe_trouble()
+    trouble = default_recipe_trouble(args.load)
     print(f"The default recipe cannot run: {trouble}" if trouble else "The default recipe can run.")
     return Exit.SOME_FAILED if trouble else Exit.OK
 
 
-def default_recipe_trouble() -> str:
-    """Why the default recipe cannot run on this machine; empty where it can."""
+def default_recipe_trouble(load: bool) -> str:
+    """Why the default recipe cannot run on this machine; empty where its packages and models are there, and, with
+    `load`, can be loaded."""
+    from mmfeat import models
     from mmfeat.recipe import RecipeError, load_recipe
     from mmfeat.registry import MissingBackendError
 
     try:
         recipe = load_recipe("default")
         for part in recipe.parts():
-            recipe.make(part)
+            for name in recipe.registered(part).models(recipe.config(part)):
+                models.resolve(name)
+            if load:
+                recipe.make(part)
     except (MissingBackendError, RecipeError) as error:
         return str(error)
     return ""
