@@ -75,6 +75,8 @@ class TinyAudio:
 class TinyText:
     """A word is a wordpiece; its vector is made of its letters."""
 
+    names = tuple(f"letters_{k}" for k in range(COLUMNS))
+
     def __init__(self, config: TextConfig):
         self.config = config
 
