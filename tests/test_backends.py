@@ -241,8 +241,9 @@ class TestFailures:
     def test_a_process_that_was_killed_between_clips_is_replaced(self, served) -> None:
         server = served()
         server(frames(1))
-        psutil.Process(pid_of(server)).kill()
-        assert ends(pid_of(server))
+        pid, keeper = pid_of(server), server._process._keeper
+        psutil.Process(pid).kill()
+        assert ends(pid) and keeper.wait(10) is not None  # the keeper goes after what it kept
         assert server(frames(1)).values[0, 2] == 1
 
     @pytest.mark.parametrize(
