@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from cmc import run as runs
-from cmc.config import LETTERS, MODALITIES, Config, UsageError
-from cmc.data import Batch, load, open_features, task_of
+from cmc.config import MODALITIES, Config, UsageError
+from cmc.data import Batch
 from cmc.finetune import finetune
 from cmc.fusion import Fused
 from cmc.results import Progress, Results, Training, digest, gather, nothing_shown
 from cmc.text_encoder import load_encoder
 from cmc.train import Material
 from cmc.training import Report, seed_everything
-from cmc.trial import evaluated, open_annotated, trial
+from cmc.trial import evaluated, lacks_annotation, open_annotated, trial
 from cmc.unimodal import Branch, Head, TextModel
 
 _PLAIN = {"pretrain": "copy", "fusion": False, "router": False, "contrastive": False}
@@ -101,10 +101,7 @@ def _not_possible(name: str, features: Path, config: Config, truth: Path | None)
     if differs.get("mode") == config.mode:
         return f"every variant is in {config.mode} mode already"
     if differs.get("pretrain") == "gt" and truth is None:
-        with open_features(features) as file:
-            train = load(file, "train", task_of(file))
-        if not any((train.label(letter) >= 0).any() for letter in LETTERS.values()):
-            return f"{features} has no annotated unimodal labels (--truth names a csv of them)"
+        return lacks_annotation(features)
     return ""
 
 

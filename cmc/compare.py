@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from cmc.cluster import Pool, alone
-from cmc.config import LETTERS, Config, UsageError
-from cmc.data import load, open_features, task_of
+from cmc.config import Config, UsageError
 from cmc.metrics import mean_std
 from cmc.results import Progress, Result, Results, Training, digest, gather, nothing_shown
 from cmc.strategies import STRATEGIES
 from cmc.train import open_material
 from cmc.training import Report
-from cmc.trial import trial
+from cmc.trial import lacks_annotation, trial
 
 COMPARED = tuple(name for name in STRATEGIES if name != "copy")
 
@@ -96,10 +95,10 @@ def compare(plan: Plan, out: Path, progress: Progress = nothing_shown, workers: 
     if wrong := [share for share in plan.shares if not 0 < share <= 1]:
         raise UsageError(f"a share of labels must be more than 0 % and at most 100 %, not {100 * wrong[0]:g} %")
     left_out, bound = {}, tuple[str, ...]()
-    if "gt" in plan.strategies and not _annotated(plan.features):
+    if "gt" in plan.strategies and (reason := lacks_annotation(plan.features)):
         bound = ("gt",)
         if plan.truth is None:
-            left_out["gt"] = f"{plan.features} has no annotated unimodal labels (--truth names a csv of them)"
+            left_out["gt"] = reason
     able = [name for name in plan.strategies if STRATEGIES[name].unlabelled]
     if plan.unlabelled is not None:  # what is wrong with it is said before anything is trained
         if not able:
@@ -139,12 +138,6 @@ def _trainings(plan: Plan, rows: Mapping[tuple[str, float], str]) -> list[Traini
 def _train(plan: Plan, config: Config, share: float, unlabelled: Path | None, report: Report) -> Result:
     with alone(plan.threads):
         return trial(plan.features, config, plan.truth, report, unlabelled, share)
-
-
-def _annotated(features: Path) -> bool:
-    with open_features(features) as file:
-        train = load(file, "train", task_of(file))
-    return any(bool((train.label(letter) >= 0).any()) for letter in LETTERS.values())
 
 
 def curve(first: float, points: int = 3) -> list[float]:

@@ -36,7 +36,7 @@ from cmc.metrics import (
     reliability,
 )
 from cmc.pictures import draw
-from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from cmc.text_encoder import with_arrays
 from mmfeat.files import atomic
 from mmfeat.layout import REGRESSION, FeatureFile, polarity
 
@@ -109,8 +109,8 @@ def evaluate(
         without_label = unlabelled(file, split, record.task)
         values = data.values.numpy() if data.values is not None else None
         arrays = record.text_encoder is None or reads_stage_1(record, complete)
-        if "text" in config.use and arrays and not is_cached(file.recipe):
-            data = cache(data, load_encoder(encoder_name(file.recipe), frozen=True))
+        if "text" in config.use and arrays:
+            [data] = with_arrays(file.recipe, data)
     if split == "test":
         _check_unseen(folder, data.ids)
     for modality in drop:

@@ -17,7 +17,7 @@ from cmc.config import MODALITIES, UsageError
 from cmc.data import DataError, Split, finite, shorten, text_mask
 from cmc.evaluate import check_same_features
 from cmc.kept import Completed, completed, reads_stage_1
-from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from cmc.text_encoder import with_arrays
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]], c
     (T, D), `audio_mask` (T,), and the same for vision. Raises DataError where the clip has no modality."""
     split = one_clip(rows, record)
     arrays = "text" in record.config.use and (record.text_encoder is None or reads_stage_1(record, complete))
-    if arrays and not is_cached(record.features["recipe"]):
-        split = cache(split, load_encoder(encoder_name(record.features["recipe"]), frozen=True))
+    if arrays:
+        [split] = with_arrays(record.features["recipe"], split)
     model = runs.load_model(folder, record)
     source = completed(folder, record, split) if complete else split
     with torch.inference_mode():

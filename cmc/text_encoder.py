@@ -54,6 +54,14 @@ def rebuild_encoder(config: Mapping[str, Any]) -> TextModel:
     return TextModel(AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)))
 
 
+def with_arrays(recipe: Mapping[str, Any], *splits: Split) -> list[Split]:
+    """The splits with text arrays that branches can read: the file's own, or else what its encoder gives."""
+    if is_cached(recipe):
+        return list(splits)
+    encoder = load_encoder(encoder_name(recipe), frozen=True)
+    return [cache(split, encoder) for split in splits]
+
+
 @torch.no_grad()
 def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
     """The split with the encoder's output, in evaluation mode, as its text array (N, L, D).

@@ -28,7 +28,7 @@ from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import Given, Pretrained, pretrain
 from cmc.rows import Stream, blocks
 from cmc.strategies import STRATEGIES
-from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder, names_encoder
+from cmc.text_encoder import encoder_name, load_encoder, names_encoder, with_arrays
 from cmc.training import Report, class_weights, find_device, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import LABELS, MODALITIES, TIMED, FeatureFile
@@ -83,9 +83,8 @@ def open_material(path: Path, config: Config, stream: Stream = "auto", unlabelle
         if unlabelled is not None:
             others, about["unlabelled"] = _open_unlabelled(unlabelled, config, stream, file)
             further += others
-        if "text" in config.use and not is_cached(file.recipe):
-            frozen = load_encoder(encoder_name(file.recipe), frozen=True)
-            train, valid, *rest = (cache(split, frozen) for split in (train, valid, *further))
+        if "text" in config.use:
+            train, valid, *rest = with_arrays(file.recipe, train, valid, *further)
             further = tuple(rest)
         reads = strategy.reads and "text" in config.use and names_encoder(file.recipe)
         reader = encoder_name(file.recipe) if reads else None

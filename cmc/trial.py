@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from cmc import run as runs
 from cmc.config import LETTERS, Config
-from cmc.data import Split, Task, load
+from cmc.data import Split, Task, load, open_features, task_of
 from cmc.evaluate import figures, predict_split, read_truth
 from cmc.strategies import STRATEGIES
-from cmc.text_encoder import cache, encoder_name, is_cached, load_encoder
+from cmc.text_encoder import with_arrays
 from cmc.train import Material, fit, open_material
 from cmc.training import Report, seed_everything, silent
 from mmfeat.layout import FeatureFile
@@ -109,7 +109,7 @@ def keep_labels(material: Material, share: float, seed: int, rest: bool) -> Mate
         members = (classes == k).nonzero().squeeze(1)
         order = members[torch.randperm(len(members), generator=draw)]
         kept[order[: math.ceil(share * len(members) - 1e-9)]] = True
-    others = (replace(train.select(~kept), labels=None),) if rest and not kept.all() else ()
+    others = (replace(train.select(~kept), labels=None, values=None),) if rest and not kept.all() else ()
     return replace(material, train=train.select(kept), unlabelled=(*material.unlabelled, *others))
 
 
@@ -120,8 +120,8 @@ def evaluated(
     config = record.config
     with FeatureFile(features) as file:
         test = _annotated(load(file, "test", material.task, config.calibrated, config.steps), truth, material.task)
-        if "text" in config.use and record.text_encoder is None and not is_cached(file.recipe):
-            test = cache(test, load_encoder(encoder_name(file.recipe), frozen=True))
+        if "text" in config.use and record.text_encoder is None:
+            [test] = with_arrays(file.recipe, test)
     unimodal = {key: test.label(key).numpy() for key in "TAV"}
     result = figures(record, test.label("M").numpy(), unimodal, predict_split(model, test))
     said = {name: result[name] for name in ("clips", "cmc", "majority")}
@@ -133,6 +133,15 @@ def _annotated(split: Split, truth: Path | None, task: Task) -> Split:
         return split
     labels = {key: torch.from_numpy(values) for key, values in read_truth(truth, split.ids, task).items()}
     return replace(split, labels={"M": split.label("M")} | labels)
+
+
+def lacks_annotation(features: Path) -> str:
+    """Why `gt` has nothing to learn from in a file; empty where its training clips have unimodal labels."""
+    with open_features(features) as file:
+        train = load(file, "train", task_of(file))
+    if any((train.label(letter) >= 0).any() for letter in LETTERS.values()):
+        return ""
+    return f"{features} has no annotated unimodal labels (--truth names a csv of them)"
 
 
 def recovered(train: Split, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

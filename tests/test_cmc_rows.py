@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cmc import rows, text_encoder
-from cmc import train as training
 from cmc.cli import main
 from cmc.config import MODALITIES
 from cmc.data import load, open_features, task_of
@@ -71,7 +70,7 @@ def test_weights_are_the_same_with_an_encoder_whose_output_is_not_in_the_file(
 ) -> None:
     path = tmp_path / "features.h5"
     plant(path, Plan({"train": 16, "valid": 8}, seed=3), encoder)
-    monkeypatch.setattr(training, "is_cached", lambda recipe: False)
+    monkeypatch.setattr(text_encoder, "is_cached", lambda recipe: False)
     made = []
     monkeypatch.setattr(text_encoder, "zeros_on_disk", lambda shape: made.append(shape) or rows.zeros_on_disk(shape))
     for stream in ("never", "always"):
