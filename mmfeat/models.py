@@ -7,7 +7,6 @@ with the pinned sha256. Any other transformers model goes by its Hugging Face na
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import subprocess
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from mmfeat import model_files
 from mmfeat.extractors import MissingBackendError
 from mmfeat.files import user_cache
 
@@ -210,18 +210,24 @@ def info(name: str) -> ModelInfo:
 
 
 def is_present(name: str) -> bool:
-    """Whether every file of a registered model is in the cache with its right size; `pull` checks hashes."""
-    return all(_has_size(cache() / file.path, file.size) for file in info(name).files)
+    """Whether every file of a registered model is in the cache and is what was pinned."""
+    return all(_is_intact(cache() / file.path, file) for file in info(name).files)
 
 
 def local(name: str) -> Path:
     """The file of a registered model, or its folder.
 
-    Raises MissingModelError where it was not pulled, KeyError where none is registered as `name`.
+    Raises MissingModelError where it was not pulled or is not what was pinned, since the fingerprint says that it is;
+    KeyError where none is registered as `name`.
     """
     model = info(name)
-    if not is_present(name):
-        raise MissingModelError(f"model {name!r} is not in {cache()}; get it with: mmfeat models pull {name}")
+    for path, pinned in ((cache() / file.path, file) for file in model.files):
+        if not path.is_file():
+            raise MissingModelError(f"model {name!r} is not in {cache()}; get it with: mmfeat models pull {name}")
+        if not _is_intact(path, pinned):
+            raise MissingModelError(
+                f"model {name!r}: {path} is damaged or another file; get it again with: mmfeat models pull {name}"
+            )
     file = cache() / model.files[0].path
     return file.parent if model.is_folder else file
 
@@ -262,8 +268,29 @@ def digest(name_or_path: str) -> str:
         return MODELS[name_or_path].sha256
     path = Path(name_or_path).expanduser()
     files = [path] if path.is_file() else _content(resolve(name_or_path))
-    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _digest_of(stamps)
+    listing = "".join(f"{file.name} {model_files.sha256(file)}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def check(name_or_path: str) -> None:
+    """Raises MissingModelError, naming the file and how to get it, where a model is not here or not whole.
+
+    Of registered models the content is compared, of others what shows without loading them.
+    """
+    if name_or_path in MODELS:
+        local(name_or_path)
+        return
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        found = f"{path} {what}" if (what := model_files.damage(path)) else ""
+    else:
+        folder = resolve(name_or_path)
+        found = model_files.damage_of_folder(folder, _content(folder), _WEIGHTS)
+    if found:
+        again = "copy it again from where it was published"
+        if not path.exists():
+            again = f"get it again with: hf download --force-download {name_or_path}"
+        raise MissingModelError(f"model {name_or_path!r}: {found}; {again}")
 
 
 def pull(names: Iterable[str] | None = None, report: Report = lambda name, state: None) -> list[Path]:
@@ -337,17 +364,8 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> str:
     return hasher.hexdigest()
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
 def _is_intact(path: Path, file: ModelFile) -> bool:
-    return _has_size(path, file.size) and _sha256(path) == file.sha256
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and path.stat().st_size == file.size and model_files.sha256(path) == file.sha256
 
 
 def _folders() -> list[str]:
@@ -378,11 +396,3 @@ def _content(folder: Path) -> list[Path]:
     """What makes a transformers model: descriptions, tokenizer, and weights in the format that is loaded."""
     weights = next((files for pattern in _WEIGHTS if (files := list(folder.glob(pattern)))), [])
     return sorted([*weights, *(file for pattern in _DESCRIPTIONS for file in folder.glob(pattern))])
-
-
-@functools.cache
-def _digest_of(stamps: tuple[tuple[str, int, int], ...]) -> str:
-    hasher = hashlib.sha256()
-    for path, _, _ in stamps:
-        hasher.update(f"{Path(path).name} {_sha256(Path(path))}\n".encode())
-    return hasher.hexdigest()

@@ -125,6 +125,20 @@ class Recipe(Config):
         registered, config = self.registered(part), self.config(part)
         return registered.make(config, self.language) if registered.by_language else registered.make(config)
 
+    def check(self) -> None:
+        """Look, without loading anything, whether this machine has what every part needs.
+
+        Raises MissingBackendError, with the command that helps, for a package, program or model file that is not here,
+        and for model files that are not whole.
+        """
+        for part in self.parts():
+            registered, config = self.registered(part), self.config(part)
+            for model in registered.models(config):
+                models.check(model)
+            registered.check(config)
+        if self.transcribe:
+            models.check(self.transcribe.model)
+
     def locate(self, clip: Clip) -> Clip:
         """The clip with the files made earlier that parts are taken from, where the recipe takes them from files.
 

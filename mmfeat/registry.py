@@ -123,6 +123,9 @@ class Registered:
     hears: Callable[[Any], bool] = lambda config: False
     """Whether, by its config, a vision extractor is called with a function after its frames; once they are used up, it
     gives the clip's Waveform, or None."""
+    check: Callable[[Any], None] = lambda config: None
+    """Raises MissingBackendError where this machine lacks what a config needs besides packages and model files, such as
+    a program. Loads nothing."""
 
 
 class Registry:
@@ -170,6 +173,7 @@ class Registry:
         by_language: bool = False,
         by_clip: bool = False,
         hears: Callable[[Any], bool] = lambda config: False,
+        check: Callable[[Any], None] = lambda config: None,
     ) -> Callable[[type], type]:
         """Class decorator: enter a part under its name. A second one of that name is an error."""
 
@@ -179,7 +183,9 @@ class Registry:
             ours = self._entries.get(name)
             if ours and not ours.distribution and make.__module__ != ours.module:
                 raise ValueError(f"{make.__module__} registers {self._kind} {name!r}, which comes with mmfeat")
-            self._registered[name] = Registered(config, make, version, models, given_file, by_language, by_clip, hears)
+            self._registered[name] = Registered(
+                config, make, version, models, given_file, by_language, by_clip, hears, check
+            )
             return make
 
         return enter

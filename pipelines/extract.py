@@ -180,6 +180,8 @@ def extract_corpus(
     run = Extraction(len(todo), reused=len(corpus.usable) - len(todo))
     if not todo:
         return run
+    if not (scheduler or batch):
+        recipe.check()  # here and now, not by each worker at its first clip
     fingerprints = recipe.fingerprints()
     began = time.monotonic()
     report(0, run.todo)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -10,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from mmfeat import models
+from mmfeat import model_files, models
 from mmfeat.extractors import find
 from mmfeat.extractors.word_vectors import open_vectors
 from mmfeat.recipe import Recipe, load_recipe
 from mmfeat.registry import MissingBackendError
 from mmfeat.transcribe import TranscribeConfig, Transcriber
+from pipelines.cli import main
 from tests import tiny_models
+from tests.media_files import tone, write_media
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt")
 
@@ -135,3 +139,80 @@ def test_word_vectors_in_archives_of_a_mac_and_with_upper_case_endings(tmp_path:
         archive.write(tiny_models.vectors(tmp_path / "v.txt"), "v.txt")
         archive.writestr("__MACOSX/._v.txt", "resource fork")
     assert "hello" in open_vectors(tmp_path / "V.ZIP")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def lost_part(folder: Path) -> None:
+    parts = '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(parts)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: cut(folder / "model.safetensors"), r"model.safetensors has \d+ bytes, not the \d+ that its"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is empty"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"<html>" * 20), "cut off, or no safetensors file"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+            r"pointer of git-lfs, not the file itself \(git lfs pull\)",
+        ),
+        (lambda folder: cut(folder / "tokenizer.json"), "tokenizer.json is no JSON"),
+        (no_weights, "holds no weights"),
+        (lost_part, "model-2.safetensors is missing, which model.safetensors.index.json names"),
+    ],
+    ids=["cut", "empty", "a web page", "git-lfs", "cut tokenizer", "no weights", "lost part"],
+)
+def test_damage_is_found_before_a_clip_is_begun(
+    tmp_path: Path, damage: Callable[[Path], Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2 and one line, and no worker was started for it."""
+    models.pull()
+    write_media(tmp_path / "corpus/Raw/v/1.mp4", sound=tone(0.2))
+    (tmp_path / "corpus/label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,hello,1,train\n")
+    folder = tiny_models.text(tmp_path / "bert")
+    (tmp_path / "r.yaml").write_text(
+        "vision: {extractor: facemesh}\naudio: {extractor: librosa}\n"
+        f"text: {{extractor: transformers, model: {folder}}}\n"
+    )
+    load_recipe(tmp_path / "r.yaml").check()
+    damage(folder)
+    out = tmp_path / "out/f.h5"
+    assert main(["extract", str(tmp_path / "corpus"), "-o", str(out), "--recipe", str(tmp_path / "r.yaml")]) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmfeat:")]
+    assert re.search(says, said) and str(folder) in said and "copy it again from where it was published" in said
+    assert not (out.parent / "mmfeat-work/workers.log").exists()
+
+
+def test_a_program_that_is_not_there_is_missed_before_a_clip_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENFACE_DIR", "/nowhere")
+    models.pull()
+    recipe = load_recipe("default").changed(vision={"extractor": "openface2"})
+    with pytest.raises(MissingBackendError, match=r"FeatureExtraction \(not in OPENFACE_DIR=/nowhere\)"):
+        recipe.check()
+    recipe.changed(vision={"extractor": "openface2", "csv_folder": "OpenFace"}).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.bin", b"PK\x03\x04 and no end", "cut off"),
+        ("a.bin", b"\x80\x02 torch before 1.6", ""),
+        ("a.task", b"PK\x03\x04 and no end", "cut off"),
+        ("a.gz", b"hello 1 2", "no gzip file"),
+        ("a.gz", gzip.compress(b"hello 1 2"), ""),
+        ("a.safetensors", (2).to_bytes(8, "little") + b"[]", "no header"),
+        ("a.safetensors", (2).to_bytes(8, "little") + b"{}", ""),
+        ("a.safetensors", (2**62).to_bytes(8, "little") + b"{}", "cut off"),
+        ("a.json", b"[" * 200_000, "no JSON"),
+        ("a.json", b"\xff\xfe\xfd", "no JSON"),
+        ("a.txt", b"hello 1 2", ""),
+    ],
+)
+def test_damage_by_kind(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = model_files.damage(tmp_path / name)
+    assert says in found if says else not found

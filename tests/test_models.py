@@ -99,9 +99,11 @@ def test_a_present_model_is_not_downloaded_again(index: Path) -> None:
 def test_a_damaged_file_is_fetched_again(index: Path) -> None:
     (path,) = models.pull(["net"])
     path.write_bytes(b"A net")  # same size, so that only the hash tells
-    assert models.is_present("net")
+    assert not models.is_present("net")
+    with pytest.raises(MissingModelError, match=r"net\.tflite is damaged or another file; .*mmfeat models pull net"):
+        models.local("net")
     models.pull(["net"])
-    assert path.read_bytes() == NET
+    assert path.read_bytes() == NET == models.local("net").read_bytes()
 
 
 def test_missing_model_names_the_command(index: Path) -> None:

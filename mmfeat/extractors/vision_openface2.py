@@ -156,7 +156,12 @@ def csv_file(config: Openface2Config, clip: Clip) -> Path | None:
     return given_file(config.csv_folder, config.csv_pattern, clip) if config.csv_folder else None
 
 
-@register("openface2", Openface2Config, version=2, given_file=csv_file, by_clip=True)
+def _check(config: Openface2Config) -> None:
+    if not config.csv_folder:
+        _command(config)
+
+
+@register("openface2", Openface2Config, version=2, given_file=csv_file, by_clip=True, check=_check)
 class Openface2:
     """Raises MissingBackendError where OpenFace is to be run and is not there."""
 
