@@ -311,6 +311,8 @@ def _transcript(sound: Waveform | None, recipe: Recipe, timings: Timings) -> Sha
 
 def _text(clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
     text, extractor = clip.text, loaded("text", recipe)
+    if why := contract.no_text(text):
+        return Shard(FAILED, why)
     with _timed(timings, "text"):
         pieces = extractor(text)
     contract.check_text(pieces, extractor, text)

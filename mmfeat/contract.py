@@ -1,10 +1,16 @@
-"""What extractors, which may be anybody's, have to keep to beyond what Track and Wordpieces check themselves."""
+"""What extractors, which may be anybody's, have to keep to beyond what Track and Wordpieces check themselves.
+
+And what they may rely on: a transcript is Unicode text.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mmfeat.track import Track, Wordpieces
+
+_NO_TEXT = re.compile("[\ud800-\udfff\0]")
 
 
 def check_track(track: Any, extractor: Any, seconds: float | None = None) -> None:
@@ -23,6 +29,18 @@ def check_track(track: Any, extractor: Any, seconds: float | None = None) -> Non
     if first < 0 or (seconds is not None and last > seconds + step):
         length = "" if seconds is None else f" of {seconds:.3f} s"
         raise ValueError(f"{who} returned times from {first:.3f} to {last:.3f} s, outside the clip{length}")
+
+
+def no_text(transcript: str) -> str:
+    """Why neither a tokenizer nor HDF5 can hold a transcript; empty where they can.
+
+    A label.csv that holds such text is refused as a whole. It comes from Python and from the command line, decoded with
+    a wrong encoding, and nobody knows which letters it stood for.
+    """
+    if not (found := _NO_TEXT.search(transcript)):
+        return ""
+    what = "a NUL character" if found[0] == "\0" else f"half a character (the lone surrogate U+{ord(found[0]):X})"
+    return f"the transcript is no Unicode text: {what} at character {found.start() + 1} of {len(transcript)}"
 
 
 def check_text(pieces: Any, extractor: Any, text: str) -> None:

@@ -10,13 +10,14 @@ import pytest
 
 import mmfeat
 from mmfeat import clip as clip_module
-from mmfeat import models
+from mmfeat import corpus, models
 from mmfeat.clip import ClipFeatures, extract_to_store
 from mmfeat.corpus import Clip
 from mmfeat.extractors import MissingBackendError
 from mmfeat.media import MediaError
 from mmfeat.recipe import Recipe, load_recipe
 from mmfeat.shards import Store
+from tests import tiny_models
 from tests.media_files import stripes, tone, write_media
 
 
@@ -163,3 +164,46 @@ def test_every_real_file_ends_in_features_or_a_reason(
         assert len(features.vision) or len(features.audio), path.name
         for track in features.tracks.values():
             assert not len(track) or track.times[-1, 1] <= report.seconds + 1e-3, path.name
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("hello \ud800 world", r"half a character \(the lone surrogate U\+D800\) at character 7 of 13"),
+        ("caf\udce9", r"half a character \(the lone surrogate U\+DCE9\) at character 4 of 4"),
+        ("hello\0", "a NUL character at character 6 of 6"),
+    ],
+)
+@pytest.mark.parametrize("extractor", ["transformers", "glove"])
+def test_what_is_no_unicode_text_fails_the_clip_and_says_where(
+    tmp_path: Path, text: str, says: str, extractor: str
+) -> None:
+    path = write_media(tmp_path / "a.mp4", stripes(3), sound=tone(0.2))
+    vectors = {"vectors": str(tiny_models.vectors(tmp_path / "v.txt"))} if extractor == "glove" else {}
+    recipe = load_recipe("default").changed(text={"extractor": extractor, **vectors}, words=None)
+    with pytest.raises(MediaError, match=f"text: the transcript is no Unicode text: {says}"):
+        mmfeat.extract(path, text, recipe)
+
+
+@pytest.mark.parametrize("extractor", ["transformers", "glove"])
+@pytest.mark.parametrize(
+    "text", ["a" * 100_000, "你" * 5000, "n't" * 20_000, "-" * 50_000, "a-" * 20_000, "é" * 50_000]
+)
+def test_one_endless_word_is_a_transcript_too(tmp_path: Path, text: str, extractor: str) -> None:
+    """Through label.csv, as a corpus is read; csv's own limit is 131072 characters."""
+    vectors = {"vectors": str(tiny_models.vectors(tmp_path / "v.txt"))} if extractor == "glove" else {}
+    recipe = load_recipe("default").changed(text={"extractor": extractor, **vectors}, words=None)
+    write_media(tmp_path / "Raw/v/1.mp4", sound=tone(0.2))
+    (tmp_path / "label.csv").write_text(f"video_id,clip_id,text,label,mode\nv,1,{text},1,train\n", encoding="utf-8")
+    (found,) = corpus.load(tmp_path).usable
+    report = extract_to_store(found, recipe, Store(tmp_path / "work"), ("text",))
+    assert report.status in ("ok", "cut_text", "no_text"), report.reason
+    assert found.text == text
+
+
+@pytest.mark.parametrize(("bad", "says"), [(b"\xed\xa0\x80", "is not UTF-8"), (b"\0", "line 2: NUL bytes")])
+def test_a_table_of_such_text_is_refused_in_one_line(tmp_path: Path, bad: bytes, says: str) -> None:
+    write_media(tmp_path / "Raw/v/1.mp4", sound=tone(0.2))
+    (tmp_path / "label.csv").write_bytes(b"video_id,clip_id,text,label,mode\nv,1,hello " + bad + b",1,train\n")
+    with pytest.raises(corpus.CorpusError, match=says):
+        corpus.load(tmp_path)
