@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cmc import run as runs
+from cmc.cluster import Pool, alone
 from cmc.config import MODALITIES, Config, UsageError
 from cmc.data import Batch
 from cmc.finetune import finetune
@@ -72,11 +73,15 @@ def ablate(
     truth: Path | None = None,
     variants: Iterable[str] = tuple(VARIANTS),
     progress: Progress = nothing_shown,
+    workers: Pool | None = None,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> Results:
     """Train and evaluate the variants; each result is also written to `out`, and read back instead of trained again.
 
     `truth` names a csv of unimodal labels (see cmc.evaluate.read_truth): they then teach CMC-GT, tell consistent from
-    conflicting clips, and count how many unimodal labels PLGM gets right. Raises UsageError for an unknown variant.
+    conflicting clips, and count how many unimodal labels PLGM gets right. Trainings run in `workers`, or else in this
+    process, each with so many threads of torch and on this device. Raises UsageError for an unknown variant.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise UsageError(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
@@ -90,8 +95,8 @@ def ablate(
         for seed in range(config.seed, config.seed + seeds) if name not in left_out else ():
             one = Config(**(given | VARIANTS[name] | {"seed": seed}))
             what = {"config": one.model_dump(mode="json")} | digests
-            trainings.append(Training(name, seed, what, partial(_one, name, features, one, truth)))
-    found = gather(trainings, out, progress)
+            trainings.append(Training(name, seed, what, partial(_one, name, features, one, truth, threads, device)))
+    found = gather(trainings, out, progress, workers)
     return Results(found.results, left_out | found.left_out)
 
 
@@ -105,27 +110,33 @@ def _not_possible(name: str, features: Path, config: Config, truth: Path | None)
     return ""
 
 
-def _one(name: str, features: Path, config: Config, truth: Path | None, report: Report) -> dict[str, Any]:
+def _one(
+    name: str, features: Path, config: Config, truth: Path | None, threads: int, device: str, report: Report
+) -> dict[str, Any]:
     """Train and evaluate a variant. Raises KeyboardInterrupt on Ctrl-C: half a training is no result."""
-    if name != "concatenation":
-        result = trial(features, config, truth, report)
-        return {kind: result[kind] for kind in ("recovered", "clips", "cmc", "majority")}  # no times: it is repeatable
-    material = open_annotated(features, config, truth)
-    seed_everything(config.seed)
-    model, record = _concatenate(material, config, report)
-    if record.status == "interrupted":
-        raise KeyboardInterrupt
-    return evaluated(features, material, model, record, truth) | {"recovered": {}}
+    with alone(threads, device) as own:
+        if name != "concatenation":
+            result = trial(features, config, truth, report, device=own)
+            # Without times, so that it is repeatable.
+            return {kind: result[kind] for kind in ("recovered", "clips", "cmc", "majority")}
+        material = open_annotated(features, config, truth, device=own)
+        seed_everything(config.seed, own)
+        model, record = _concatenate(material, config, report)
+        if record.status == "interrupted":
+            raise KeyboardInterrupt
+        return evaluated(features, material, model, record, truth) | {"recovered": {}}
 
 
 def _concatenate(material: Material, config: Config, report: Report) -> tuple[Concatenation, runs.Record]:
+    device = torch.device(material.device)
     encoder = load_encoder(material.encoder) if material.encoder else None
-    model = Concatenation(material.columns, material.task.classes, config, encoder)
-    splits = {"train": material.train, "valid": material.valid}
+    model = Concatenation(material.columns, material.task.classes, config, encoder).to(device)
+    splits = {"train": material.train.to(device), "valid": material.valid.to(device)}
     labels: dict[str, dict[str, Tensor]]
     labels = {name: {m: split.label("M") for m in MODALITIES} for name, split in splits.items()}
-    best = finetune(model, material.train, material.valid, labels, config, material.task, report)
+    best = finetune(model, splits["train"], splits["valid"], labels, config, material.task, report)
     model.load_state_dict(best.weights)
+    model.cpu()
     status = "interrupted" if best.interrupted else "finished"
     counts = np.bincount(material.train.label("M").numpy(), minlength=material.task.classes).tolist()
     return model, runs.Record(config, material.task, material.columns, material.features, None, counts, status=status)

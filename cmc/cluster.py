@@ -40,14 +40,32 @@ def pool(workers: int = 1, scheduler: str | None = None) -> Iterator[Pool]:
 
 
 @contextmanager
-def alone(threads: int) -> Iterator[None]:
+def alone(threads: int, device: str = "cpu") -> Iterator[str]:
     """One training at a time in this process, with so many threads of torch: random states and thread counts are a
-    process's, and a cluster's worker may have many threads."""
+    process's, and a cluster's worker may have many threads. Gives the device that it is to use, see `own_device`."""
     import torch
 
     with _one_at_a_time:
         torch.set_num_threads(threads)
-        yield
+        yield own_device(device)
+
+
+def own_device(device: str) -> str:
+    """Where this process is to compute: of `cuda`, the GPU whose turn it is among the workers of `pool`.
+
+    Any other name stays as it is. So does `cuda` in this process, and on a cluster that others have set up: which GPU a
+    worker sees is theirs to say (CUDA_VISIBLE_DEVICES).
+    """
+    import torch
+    from distributed import get_worker
+
+    try:
+        worker = get_worker().name
+    except ValueError:  # this process is none
+        return device
+    gpus = torch.cuda.device_count()
+    # Workers of this machine are numbered; those of others have their addresses for names, or what was chosen.
+    return f"cuda:{worker % gpus}" if device == "cuda" and gpus and isinstance(worker, int) else device
 
 
 class _Here(Executor):

@@ -43,6 +43,7 @@ class Plan:
     unlabelled: Path | None = None
     """Feature file of further clips, for the strategies that learn from such."""
     threads: int = 1
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ def _trainings(plan: Plan, rows: Mapping[tuple[str, float], str]) -> list[Traini
 
 
 def _train(plan: Plan, config: Config, share: float, unlabelled: Path | None, report: Report) -> Result:
-    with alone(plan.threads):
-        return trial(plan.features, config, plan.truth, report, unlabelled, share)
+    with alone(plan.threads, plan.device) as device:
+        return trial(plan.features, config, plan.truth, report, unlabelled, share, device)
 
 
 def curve(first: float, points: int = 3) -> list[float]:

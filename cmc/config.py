@@ -125,7 +125,8 @@ class Config(BaseModel):
     weight_decay_text: float = Field(default=1e-3, ge=0, description="L2 term of the text encoder's weights")
 
     precision: Literal["float32", "bf16"] = Field(
-        default="float32", description="of the encoders' matrix products, bf16 on a GPU only; what is stored is float32"
+        default="float32",
+        description="of the encoders' matrix products in training, bf16 on a GPU only; what is stored is float32",
     )
     steps: int = Field(
         default=128,

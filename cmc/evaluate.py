@@ -37,6 +37,7 @@ from cmc.metrics import (
 )
 from cmc.pictures import draw
 from cmc.text_encoder import with_arrays
+from cmc.training import find_device
 from mmfeat.files import atomic
 from mmfeat.layout import REGRESSION, FeatureFile, polarity
 
@@ -67,13 +68,13 @@ class Predictions:
 
 @torch.inference_mode()
 def predict_split(model: nn.Module, split: Split | Completed, batch_size: int = 64) -> Predictions:
-    """Run a model over a split in order."""
+    """Run a model over a split in order, both on the same device."""
     outputs: list[Fused] = [model.eval()(batch) for batch in split.batches(batch_size)]
     return Predictions(
-        torch.cat([o.logits for o in outputs]).numpy(),
-        {m: torch.cat([o.experts[m] for o in outputs]).numpy() for m in outputs[0].experts},
-        torch.cat([o.gates for o in outputs]).numpy(),
-        torch.cat([o.present for o in outputs]).numpy(),
+        torch.cat([o.logits for o in outputs]).cpu().numpy(),
+        {m: torch.cat([o.experts[m] for o in outputs]).cpu().numpy() for m in outputs[0].experts},
+        torch.cat([o.gates for o in outputs]).cpu().numpy(),
+        torch.cat([o.present for o in outputs]).cpu().numpy(),
     )
 
 
@@ -84,6 +85,7 @@ def evaluate(
     truth: Path | None = None,
     drop: tuple[str, ...] = (),
     complete: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Figures of a run on a split of a feature file, as plain values; `write` puts them into the run's folder.
 
@@ -94,13 +96,15 @@ def evaluate(
         truth: csv with `video_id, clip_id, label_T, label_A, label_V`, where the file has no unimodal labels.
         drop: modalities to hide from the model.
         complete: make up what clips lack, dropped or not; for runs pretrained by `generation`.
+        device: where to compute, in float32, whatever the run was trained on.
 
     Raises RunError where the file's recipe or labels differ from the run's, or where the run has seen clips of its
     test split; UsageError where no modality is left; DataError where there is nothing to evaluate.
     """
+    where = find_device(device)
     record = runs.read(folder)
     drop = _dropped(record, drop)
-    model = runs.load_model(folder, record)
+    model = runs.load_model(folder, record).to(where)
     with FeatureFile(features) as file:
         check_same_features(record, file.fingerprints, file.aligned)
         config = record.config
@@ -110,17 +114,18 @@ def evaluate(
         values = data.values.numpy() if data.values is not None else None
         arrays = record.text_encoder is None or reads_stage_1(record, complete)
         if "text" in config.use and arrays:
-            [data] = with_arrays(file.recipe, data)
+            [data] = with_arrays(file.recipe, data, device=where)
     if split == "test":
         _check_unseen(folder, data.ids)
     for modality in drop:
         data = data.without(modality)
-    filled = completed(folder, record, data, drop) if complete else None
-    predictions = predict_split(model, filled or data)
+    there = data.to(where)
+    filled = completed(folder, record, there, drop) if complete else None
+    predictions = predict_split(model, filled or there)
     unimodal = read_truth(truth, data.ids, record.task) if truth else {key: data.label(key).numpy() for key in "TAV"}
     result = figures(record, data.label("M").numpy(), unimodal, predictions, values)
     result["left_out"]["without_label"] = without_label
-    if (logits := text_logits(folder, record, data)) is not None:
+    if (logits := text_logits(folder, record, there)) is not None:
         result["text_alone"] = _text_alone(record, data.label("M").numpy(), unimodal, logits)
     about: dict[str, Any] = {"features": str(features), "split": split, "dropped": list(drop), "status": record.status}
     if filled is not None:

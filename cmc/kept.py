@@ -67,7 +67,8 @@ def completed(folder: Path, record: runs.Record, split: Split, dropped: tuple[st
         )
     decoder = Decoder({m: record.columns[m] for m in record.config.modalities}, record.config)
     _load(folder, record, decoder)
-    return Completed(split, runs.load_unimodal(folder, record), decoder, fill)
+    models = {m: model.to(split.tokens.device) for m, model in runs.load_unimodal(folder, record).items()}
+    return Completed(split, models, decoder.to(split.tokens.device), fill)
 
 
 @torch.inference_mode()
@@ -80,9 +81,10 @@ def text_logits(folder: Path, record: runs.Record, split: Split) -> NDArray[np.f
         return None
     network = Cyclic({m: record.columns[m] for m in record.config.modalities}, record.config)
     _load(folder, record, network)
-    text = runs.load_unimodal(folder, record)["text"]
+    text = runs.load_unimodal(folder, record)["text"].to(split.tokens.device)
+    network.to(split.tokens.device)
     logits = torch.cat([network.predict(text, batch).logits for batch in split.batches(64)])
-    return logits.masked_fill(~split.present("text")[:, None], torch.nan).numpy()
+    return logits.masked_fill(~split.present("text")[:, None], torch.nan).cpu().numpy()
 
 
 def reads_stage_1(record: runs.Record, complete: bool) -> bool:

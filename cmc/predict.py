@@ -18,6 +18,7 @@ from cmc.data import DataError, Split, finite, shorten, text_mask
 from cmc.evaluate import check_same_features
 from cmc.kept import Completed, completed, reads_stage_1
 from cmc.text_encoder import with_arrays
+from cmc.training import find_device
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,18 @@ def predict(
     start: float | None = None,
     end: float | None = None,
     complete: bool = False,
+    device: str = "cpu",
 ) -> Prediction:
     """Extract a clip with the recipe that the run stores, and classify it; `complete` makes up what it lacks.
 
-    Raises UsageError where there is no such file or span; RunError where today's extraction would not give what the run
-    was trained on, naming the parts that differ; MediaError where the clip cannot be read; MissingBackendError, with
-    the command that helps, for a missing model.
+    `device` is where the run's model computes. Raises UsageError where there is no such device, file or span; RunError
+    where today's extraction would not give what the run was trained on, naming the parts that differ; MediaError where
+    the clip cannot be read; MissingBackendError, with the command that helps, for a missing model.
     """
     from mmfeat.clip import extract
     from mmfeat.recipe import Recipe
 
+    find_device(device)
     if not path.is_file():
         raise UsageError(f"no file {path}")
     if end is not None and end <= (start or 0.0):
@@ -74,31 +77,33 @@ def predict(
     aligned = record.features["aligned"]
     check_same_features(record, recipe.row_fingerprints(aligned), aligned)
     features = extract(path, text=text, recipe=recipe, start=start, end=end)
-    prediction = classify(folder, record, features.rows(aligned=aligned), complete)
+    prediction = classify(folder, record, features.rows(aligned=aligned), complete, device)
     return replace(prediction, status=features.status, reason=features.reason)
 
 
-def classify(folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]], complete: bool = False) -> Prediction:
+def classify(
+    folder: Path, record: runs.Record, rows: dict[str, NDArray[Any]], complete: bool = False, device: str = "cpu"
+) -> Prediction:
     """Classify one clip from its rows, as the feature file holds them: `text` (L, D), `text_bert` (3, L), `audio`
     (T, D), `audio_mask` (T,), and the same for vision. Raises DataError where the clip has no modality."""
-    split = one_clip(rows, record)
+    where, split = find_device(device), one_clip(rows, record)
     arrays = "text" in record.config.use and (record.text_encoder is None or reads_stage_1(record, complete))
     if arrays:
-        [split] = with_arrays(record.features["recipe"], split)
-    model = runs.load_model(folder, record)
+        [split] = with_arrays(record.features["recipe"], split, device=where)
+    model, split = runs.load_model(folder, record).to(where), split.to(where)
     source = completed(folder, record, split) if complete else split
     with torch.inference_mode():
         output = model(source.batch(torch.tensor([0])))
     if not output.present.any():
         raise DataError(f"the clip has nothing to predict from: none of {', '.join(model.modalities)}")
     names, calibration = record.task.class_names, record.calibration
-    fused = probabilities(output.logits.numpy(), calibration.temperature)
+    fused = probabilities(output.logits.cpu().numpy(), calibration.temperature)
     gates = dict(zip(model.modalities, output.gates[0].tolist(), strict=True))
     return Prediction(
         label=names[int(output.logits[0].argmax())],
         fused=_named(fused, names),
         modalities={
-            m: _named(probabilities(logits.numpy(), calibration.temperature), names) if gates[m] > 0 else None
+            m: _named(probabilities(logits.cpu().numpy(), calibration.temperature), names) if gates[m] > 0 else None
             for m, logits in output.experts.items()
         },
         router=gates,

@@ -160,7 +160,7 @@ def _record(values: dict[str, Any]) -> Record:
 def load_model(folder: Path, record: Record) -> Multimodal:
     """The run's model in evaluation mode. Raises RunError where its weights are damaged or another model's."""
     encoder = rebuild_encoder(record.text_encoder) if record.text_encoder else None
-    model = Multimodal(record.columns, record.task.classes, record.config, encoder)
+    model = Multimodal(record.columns, record.task.classes, _as_stored(record.config), encoder)
     weights = _load(folder / MODEL)
     try:
         model.load_state_dict(weights)
@@ -170,12 +170,17 @@ def load_model(folder: Path, record: Record) -> Multimodal:
     return model.eval()
 
 
+def _as_stored(config: Config) -> Config:
+    """Weights are float32 whatever they were trained in, and what they say is not to depend on where they are run."""
+    return config.model_copy(update={"precision": "float32"})
+
+
 def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
     """Stage 1's models in evaluation mode; a finetuned text encoder is not among them, only a frozen one's reader."""
     weights = _load(folder / UNIMODAL)
     models = {}
     for m in record.config.modalities:
-        models[m] = Unimodal(m, record.columns[m], record.task.classes, record.config)
+        models[m] = Unimodal(m, record.columns[m], record.task.classes, _as_stored(record.config))
         own = {name.removeprefix(f"{m}."): tensor for name, tensor in weights.items() if name.startswith(f"{m}.")}
         models[m].load_state_dict({name: tensor for name, tensor in own.items() if "text_model." not in name})
         models[m].eval()

@@ -13,6 +13,8 @@ from cmc.data import Split
 from cmc.rows import zeros_on_disk
 from cmc.unimodal import TextModel
 
+CPU = torch.device("cpu")
+
 
 def encoder_name(recipe: Mapping[str, Any]) -> str:
     """The transformers model that made the file's text. Raises UsageError where the recipe names none."""
@@ -54,28 +56,32 @@ def rebuild_encoder(config: Mapping[str, Any]) -> TextModel:
     return TextModel(AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)))
 
 
-def with_arrays(recipe: Mapping[str, Any], *splits: Split) -> list[Split]:
-    """The splits with text arrays that branches can read: the file's own, or else what its encoder gives."""
+def with_arrays(recipe: Mapping[str, Any], *splits: Split, device: torch.device = CPU) -> list[Split]:
+    """The splits with text arrays that branches can read: the file's own, or else what its encoder gives on `device`.
+
+    The splits, and the arrays, are on the CPU.
+    """
     if is_cached(recipe):
         return list(splits)
-    encoder = load_encoder(encoder_name(recipe), frozen=True)
+    encoder = load_encoder(encoder_name(recipe), frozen=True).to(device)
     return [cache(split, encoder) for split in splits]
 
 
 @torch.no_grad()
 def cache(split: Split, encoder: TextModel, batch_size: int = 64) -> Split:
-    """The split with the encoder's output, in evaluation mode, as its text array (N, L, D).
+    """The split with the encoder's output, in evaluation mode, as its text array (N, L, D) on the CPU.
 
-    Clips go through sorted by length, so that little padding is computed. Of a split that is streamed, the array lies
-    in a temporary file.
+    The encoder may be on another device. Clips go through sorted by length, so that little padding is computed. Of a
+    split that is streamed, the array lies in a temporary file.
     """
     encoder.eval()
-    read = split.tokens[:, 1]
+    device = next(encoder.parameters()).device
+    read = split.tokens[:, 1].cpu()
     lengths = (read * torch.arange(1, read.shape[1] + 1, device=read.device)).amax(1)
     hidden: torch.Tensor | None = None
     for rows in lengths.argsort(stable=True).split(batch_size):
         longest = int(lengths[rows].max())
-        output = encoder(split.tokens[rows, :, :longest])
+        output = encoder(split.tokens[rows, :, :longest].to(device)).cpu()
         if hidden is None:
             shape = (len(split), split.tokens.shape[2], output.shape[2])
             hidden = zeros_on_disk(shape) if split.streamed else torch.zeros(shape)

@@ -58,14 +58,16 @@ class Material:
         return None if self.train.values is None else self.train.values.numpy()
 
 
-def open_material(path: Path, config: Config, stream: Stream = "auto", unlabelled: Path | None = None) -> Material:
+def open_material(
+    path: Path, config: Config, stream: Stream = "auto", unlabelled: Path | None = None, device: str = "cpu"
+) -> Material:
     """Training and validation split of a feature file, and what the run must remember of it.
 
     `unlabelled` names a feature file of further clips, of which no label is read. Raises UsageError where the strategy
-    has no use for them; DataError, LayoutError, FileNotFoundError; MissingModelError where a text encoder is needed and
-    not there.
+    has no use for them, or where there is no such device; DataError, LayoutError, FileNotFoundError; MissingModelError
+    where a text encoder is needed and not there.
     """
-    strategy = STRATEGIES[config.pretrain]
+    where, strategy = find_device(device, config), STRATEGIES[config.pretrain]
     if unlabelled is not None and not strategy.unlabelled:
         able = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.unlabelled)
         raise UsageError(f"--pretrain {config.pretrain} learns nothing from --unlabelled clips; these do: {able}")
@@ -84,11 +86,11 @@ def open_material(path: Path, config: Config, stream: Stream = "auto", unlabelle
             others, about["unlabelled"] = _open_unlabelled(unlabelled, config, stream, file)
             further += others
         if "text" in config.use:
-            train, valid, *rest = with_arrays(file.recipe, train, valid, *further)
+            train, valid, *rest = with_arrays(file.recipe, train, valid, *further, device=where)
             further = tuple(rest)
         reads = strategy.reads and "text" in config.use and names_encoder(file.recipe)
         reader = encoder_name(file.recipe) if reads else None
-        return Material(train, valid, task, _columns(train), about, encoder, further, reader)
+        return Material(train, valid, task, _columns(train), about, encoder, further, reader, device)
 
 
 def _own_unlabelled(file: FeatureFile, task: Task, config: Config, stream: Stream) -> tuple[Split, ...]:
@@ -186,8 +188,7 @@ def train(
     Raises RunError where an unfinished run cannot go on, saying why.
     """
     started = time.monotonic()
-    find_device(device, config)
-    material = replace(open_material(path, config, stream, unlabelled), device=device)
+    material = open_material(path, config, stream, unlabelled, device)
     board = Board(folder) if tensorboard else None
     with RunJournal(folder, conditions(material, config), resume, board) as journal:
         seed_everything(config.seed, device)

@@ -27,17 +27,29 @@ def silent(stage: str, epoch: int, epochs: int, figures: Mapping[str, float]) ->
     """Reports nothing."""
 
 
-def find_device(name: str, config: Config) -> torch.device:
-    """The device to train on: `cpu`, `cuda`, `cuda:1`, … Raises UsageError where it is not there, or cannot do bf16."""
+def find_device(name: str, config: Config | None = None) -> torch.device:
+    """The device of that name, to train on with `config`: `cpu`, `cuda`, `cuda:1`, …
+
+    Raises UsageError where it is not there, naming what is, or where it cannot do bf16.
+    """
+    there = devices()
     try:
         device = torch.device(name)
+        if str(device) not in there and device.type not in {one.partition(":")[0] for one in there}:
+            raise RuntimeError("torch sees none of its kind")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         said = str(error).partition("\n")[0]
-        raise UsageError(f"there is no device {name!r} here: {said}") from None
-    if config.precision == "bf16" and device.type == "cpu":
+        raise UsageError(f"there is no device {name!r} here, only {', '.join(there)}: {said}") from None
+    if config is not None and config.precision == "bf16" and device.type == "cpu":
         raise UsageError("--precision bf16 is for --device cuda: on a CPU it is slower than float32")
     return device
+
+
+def devices() -> list[str]:
+    """What there is to compute on, by torch's names."""
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count())), *mps]
 
 
 def seed_everything(seed: int, device: str = "cpu") -> None:

@@ -33,6 +33,7 @@ def trial(
     report: Report = silent,
     unlabelled: Path | None = None,
     labelled: float = 1.0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train on a feature file, in memory, and evaluate on its test split.
 
@@ -44,6 +45,7 @@ def trial(
         report: called after every epoch.
         unlabelled: feature file of further clips.
         labelled: share of the training clips that keep their labels, see `keep_labels`.
+        device: where to train.
 
     Returns:
         clips: group (`overall` and, with unimodal labels, `consistent`, `conflicting`) → test clips.
@@ -55,10 +57,10 @@ def trial(
 
     Raises DivergedError, and KeyboardInterrupt on Ctrl-C: half a training is no result.
     """
-    material = open_annotated(features, config, truth, unlabelled)
+    material = open_annotated(features, config, truth, unlabelled, device)
     if labelled < 1:
         material = keep_labels(material, labelled, config.seed, STRATEGIES[config.pretrain].unlabelled)
-    seed_everything(config.seed)
+    seed_everything(config.seed, device)
     clock = Clock(report)
     fitted = fit(material, config, clock)
     if fitted.record.status == "interrupted":
@@ -88,9 +90,11 @@ class Clock:
         return whole | {f"slowest {stage}": max(taken) for stage, taken in self._taken.items()}
 
 
-def open_annotated(features: Path, config: Config, truth: Path | None, unlabelled: Path | None = None) -> Material:
+def open_annotated(
+    features: Path, config: Config, truth: Path | None, unlabelled: Path | None = None, device: str = "cpu"
+) -> Material:
     """A file's training and validation split with the unimodal labels of `truth`, if any is given."""
-    material = open_material(features, config, unlabelled=unlabelled)
+    material = open_material(features, config, unlabelled=unlabelled, device=device)
     train, valid = (_annotated(split, truth, material.task) for split in (material.train, material.valid))
     return replace(material, train=train, valid=valid)
 

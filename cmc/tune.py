@@ -56,6 +56,7 @@ class Goal:
     figure: Figure = "nll"
     seeds: int = 3
     threads: int = 1
+    device: str = "cpu"
 
     def config_of(self, trial: FrozenTrial | Trial) -> Config:
         """Raises ValidationError where the settings do not go together."""
@@ -64,12 +65,12 @@ class Goal:
         return Config(**(self.config.model_dump() | suggest(trial, self.space)))  # type: ignore[arg-type]
 
 
-def validation_figures(features: Path, config: Config, threads: int) -> dict[str, float]:
+def validation_figures(features: Path, config: Config, threads: int, device: str = "cpu") -> dict[str, float]:
     """Train once, in memory; the validation figures of the model that is kept; NaN where training diverges."""
-    with alone(threads):
+    with alone(threads, device) as own:
         started = time.monotonic()
-        material = open_material(features, config)
-        seed_everything(config.seed)
+        material = open_material(features, config, device=own)
+        seed_everything(config.seed, own)
         try:
             fitted = fit(material, config)
         except DivergedError:
@@ -209,7 +210,8 @@ class Tuning:
     def _submit(self, trial: Trial, pool: Pool) -> Future[dict[str, float]]:
         config = self.goal.config_of(trial)
         one = config.model_copy(update={"seed": config.seed + len(_runs(trial))})
-        return pool.executor.submit(validation_figures, self.goal.features.resolve(), one, self.goal.threads)
+        goal = self.goal
+        return pool.executor.submit(validation_figures, goal.features.resolve(), one, goal.threads, goal.device)
 
     def _take(self, trial: Trial, figures: dict[str, float]) -> bool:
         """Note one seed's figures; whether the trial is over."""

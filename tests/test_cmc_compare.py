@@ -80,7 +80,7 @@ def test_only_strategies_that_can_learn_from_unlabelled_clips_get_them(
 ) -> None:
     seen = {}
 
-    def trial(path, config, truth, report, unlabelled, share):
+    def trial(path, config, truth, report, unlabelled, share, device):
         seen[config.pretrain] = unlabelled
         return {"clips": {}, "cmc": {}, "majority": {}, "recovered": {}, "validation": {"accuracy": 0.5}}
 

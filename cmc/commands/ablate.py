@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cmc.commands.exits import OK, USAGE
-from cmc.commands.flags import add_threads, config_of, positive, use_threads
+from cmc.commands.flags import add_device, add_threads, add_workers, config_of, positive
 
 SUMMARY = "what each part of the method is worth"
 DESCRIPTION = """\
@@ -16,7 +16,6 @@ EXAMPLES = (
     'cmc ablate features.h5 -o ablation --truth planted.csv --text freeze --variants CMC "no PLGM" "late fusion"',
 )
 CONFIG = True
-WITHOUT = ("precision",)  # it is of a GPU, and this runs on the CPU
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +24,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=positive, default=5, metavar="N", help="runs with seeds SEED, SEED+1, …")
     parser.add_argument("--truth", type=Path, metavar="CSV", help="unimodal labels that the file does not have")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants only")
+    add_workers(parser)
+    add_device(parser)
     add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from cmc.ablate import VARIANTS, ablate
-    from cmc.report import progress, show_ablation
+    from contextlib import nullcontext
 
-    use_threads(args)
-    variants = args.variants or tuple(VARIANTS)
-    found = ablate(args.features, args.out, config_of(args), args.seeds, args.truth, variants, progress)
+    from cmc.ablate import VARIANTS, ablate
+    from cmc.cluster import pool
+    from cmc.report import progress, show_ablation
+    from cmc.training import find_device
+
+    config, truth = config_of(args), args.truth and args.truth.resolve()
+    if not args.scheduler:  # whose workers are elsewhere
+        find_device(args.device, config)
+    features, variants = args.features.resolve(), args.variants or tuple(VARIANTS)
+    parallel = args.workers > 1 or args.scheduler
+    with pool(args.workers, args.scheduler) if parallel else nullcontext() as workers:
+        found = ablate(
+            features, args.out, config, args.seeds, truth, variants, progress, workers, args.threads, args.device
+        )
     if found.results:
         show_ablation(found.results)
     for name, reason in found.left_out.items():

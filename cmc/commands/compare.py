@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cmc.commands.exits import OK, USAGE
-from cmc.commands.flags import add_threads, as_flags, config_of, given_settings, positive
+from cmc.commands.flags import add_device, add_threads, add_workers, as_flags, config_of, given_settings, positive
 from cmc.strategies import STRATEGIES
 
 SUMMARY = "which way to pretrain serves a corpus best"
@@ -19,7 +19,7 @@ EXAMPLES = (
     "cmc compare features.h5 -o comparison --text freeze --strategies plgm mug none --truth planted.csv",
 )
 CONFIG = True
-WITHOUT = ("mode", "precision", "pretrain")  # reference mode has three strategies; bf16 is of a GPU
+WITHOUT = ("mode", "pretrain")  # reference mode has three strategies
 
 
 def share(text: str) -> float:
@@ -52,9 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FEATURES",
         help="feature file of further clips, for strategies that use them",
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=positive, default=1, metavar="N", help="trainings at a time, in processes (1)")
-    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786")
+    add_workers(parser)
+    add_device(parser)
     add_threads(parser)
 
 
@@ -66,18 +65,22 @@ def run(args: argparse.Namespace) -> int:
     from cmc.compare import COMPARED, Plan, compare, curve
     from cmc.pictures import draw_comparison
     from cmc.report import progress, show_comparison
+    from cmc.training import find_device
     from mmfeat.files import atomic
 
-    shares = args.labelled or [1.0]
+    config, shares = config_of(args), args.labelled or [1.0]
+    if not args.scheduler:  # whose workers are elsewhere
+        find_device(args.device, config)
     plan = Plan(
         args.features.resolve(),
-        config_of(args),
+        config,
         args.strategies or COMPARED,
         args.seeds,
         curve(shares[0]) if len(shares) == 1 else shares,
         args.truth and args.truth.resolve(),
         args.unlabelled and args.unlabelled.resolve(),
         args.threads,
+        args.device,
     )
     parallel = args.workers > 1 or args.scheduler
     with pool(args.workers, args.scheduler) if parallel else nullcontext() as workers:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from cmc.commands.exits import OK
+from cmc.commands.flags import add_device
 
 SUMMARY = "figures of a run on the test split"
 DESCRIPTION = """\
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make up what clips lack, dropped or not, from what they have (runs of --pretrain generation)",
     )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
 
 
@@ -39,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from cmc.report import show_evaluation
 
     folders = seeds.folders(args.folder)
-    results = [evaluate(f, args.features, args.split, args.truth, tuple(args.drop), args.complete) for f in folders]
+    drop = tuple(args.drop)
+    results = [evaluate(f, args.features, args.split, args.truth, drop, args.complete, args.device) for f in folders]
     if len(results) > 1:
         for folder, result in zip(folders, results, strict=True):
             write(folder, result)

@@ -28,6 +28,23 @@ def add_threads(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(command: argparse.ArgumentParser) -> None:
+    # Not a setting of the run: what was trained on one device is evaluated on any.
+    command.add_argument("--device", default="cpu", metavar="NAME", help="where to compute: cpu, cuda, cuda:1 (cpu)")
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="trainings at a time, in processes; with --device cuda they take turns in the GPUs (1)",
+    )
+    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786")
+
+
 def use_threads(args: argparse.Namespace) -> None:
     import torch
 

@@ -20,7 +20,7 @@ EXAMPLES = (
     "cmc evaluate runs/published sims.h5",
 )
 CONFIG = True
-WITHOUT = ("precision",)  # it is of a GPU, and this runs on the CPU
+WITHOUT = ("precision",)  # of training
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from cmc.commands.exits import OK
+from cmc.commands.flags import add_device
 
 SUMMARY = "one clip → probabilities"
 DESCRIPTION = """\
@@ -23,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--complete", action="store_true", help="make up what the clip lacks from what it has (--pretrain generation)"
     )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -32,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from cmc import seeds
     from cmc.predict import predict
 
-    prediction = predict(seeds.best(args.folder), args.clip, args.text, args.start, args.end, args.complete)
+    folder = seeds.best(args.folder)
+    prediction = predict(folder, args.clip, args.text, args.start, args.end, args.complete, args.device)
     if args.json:
         print(json.dumps(prediction.plain(), indent=1, ensure_ascii=False))
     else:

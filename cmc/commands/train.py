@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cmc.commands.exits import INTERRUPTED, OK
-from cmc.commands.flags import add_threads, config_of, positive, use_threads
+from cmc.commands.flags import add_device, add_threads, config_of, positive, use_threads
 
 SUMMARY = "feature file → run folder"
 DESCRIPTION = """\
@@ -47,8 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="read rows batch by batch instead of all at once; auto: where a split takes more than a quarter of the "
         "memory there is (auto); the weights are the same",
     )
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="where to train: cpu, cuda, cuda:1 (cpu)")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs with seeds SEED, SEED+1, …")
+    add_device(parser)
     add_threads(parser)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmc.commands.exits import INTERRUPTED, OK
-from cmc.commands.flags import add_threads, config_of, given_settings, positive
+from cmc.commands.flags import add_device, add_threads, add_workers, config_of, given_settings, positive
 
 if TYPE_CHECKING:
     from cmc.tune import Tuning
@@ -26,7 +26,6 @@ EXAMPLES = (
     "cmc train features.h5 -o runs/tuned --config tuning/best.json --seeds 5",
 )
 CONFIG = True
-WITHOUT = ("precision",)  # it is of a GPU, and this runs on the CPU
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--space", type=Path, metavar="FILE", help="YAML: `layers: [1, 2]`, `lr: {low: 1e-4, high: 1e-2}`"
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=positive, default=1, metavar="N", help="trainings at a time, in processes (1)")
-    where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786")
+    add_workers(parser)
+    add_device(parser)
     add_threads(parser)
 
 
@@ -54,14 +52,17 @@ def run(args: argparse.Namespace) -> int:
     from cmc.config import UsageError
     from cmc.space import default_space, plain_space, read_space, shown
     from cmc.train import open_material
+    from cmc.training import find_device
     from cmc.tune import BEST, Goal, Tuning
 
     config, fixed = config_of(args), given_settings(args)
+    if not args.scheduler:  # whose workers are elsewhere
+        find_device(args.device, config)
     space = read_space(args.space) if args.space else default_space(config, list(fixed))
     if both := sorted(set(space) & set(fixed)):
         raise UsageError(f"{args.space} searches {', '.join(both)}, which the call fixes: name them once")
     open_material(args.features, config)  # what is wrong with the file is said before workers start
-    goal = Goal(args.features, config, space, args.figure, args.seeds, args.threads)
+    goal = Goal(args.features, config, space, args.figure, args.seeds, args.threads, args.device)
     with Tuning(goal, args.out) as tuning:
         there = len(tuning.done())
         went_on = f", {there} of them done" if there else ""
