@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from mmfeat import extractors, models, words
+from mmfeat import extractors, models, sound_quality, words
 from mmfeat.align import Method
 from mmfeat.corpus import Clip
 from mmfeat.extractors import Config, Registered
@@ -204,7 +204,7 @@ class Recipe(Config):
         }
         deaf = part == "words" and registered.given_file is not None  # times from files, whatever the sound
         if part in HEARING and self.loudness is not None and not deaf:
-            identity["loudness"] = self.loudness
+            identity["loudness"] = [self.loudness, sound_quality.VERSION]
         if part != "words" and (brought_by := extractors.ENTRIES[name].distribution):
             identity["distribution"] = brought_by.rsplit(maxsplit=1)[0]  # its `version` says when the output changes
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]

@@ -1,4 +1,8 @@
-"""How good a recording is, and one loudness for all: measured on a clip's sound before anything else hears it."""
+"""How good a recording is, and one loudness for all: measured on a clip's sound before anything else hears it.
+
+`silent` says that there is nothing to hear, not that nobody speaks: a room's noise above -60 dBFS and a door that slams
+are sounds. A click that is shorter than any syllable is none.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,14 @@ from mmfeat.track import Floats, Waveform
 SILENCE = 1e-3
 """RMS of a frame, less its mean, that counts as silent, full scale 1: -60 dBFS. A constant offset is not heard."""
 _FRAME = 0.02  # seconds
+CLICK = 0.1
+"""Seconds: where all that is louder, taken together, is shorter and less than a tenth of the clip, nobody was heard.
+Muted microphones, cuts and broken files leave such; a vowel lasts longer, and so does a slamming door with its echo."""
 # Clipped tops are flat at full scale. Lossy codecs make them wavy: of speech that is not clipped, one sample in ten
 # thousand lies in such runs; of speech that was clipped for 1 % of its samples and went through AAC, one in 400.
 _FULL, _RUN = 0.95, 3
+VERSION = 2
+"""Raised when `at_loudness` may give another sound; part of the fingerprint."""
 CLIPPED = (0.1, 0.03, 0.01, 0.005, 0.002)
 """Shares of samples that are reported, as few steps, so that clips can be counted by their reason."""
 _BLOCK = 10.0
@@ -37,11 +46,13 @@ class Quality:
     """Share of samples in runs of at least three at full scale (above 0.95)."""
     channels: int = 1
     """How many were mixed."""
+    heard: float = math.inf
+    """Seconds that are not silent."""
 
     @property
     def status(self) -> str:
         """`ok`, `silent` or `clipped`: worth knowing, no failure."""
-        if self.silent == 1:
+        if _is_silent(self.silent, self.heard):
             return "silent"
         return "clipped" if self.clipped > CLIPPED[-1] else "ok"
 
@@ -49,7 +60,7 @@ class Quality:
     def reason(self) -> str:
         if self.status == "silent":
             what = f"the mix of the sound's {self.channels} channels" if self.channels > 1 else "the sound"
-            return f"{what} is below -60 dBFS throughout"
+            return f"{what} is below -60 dBFS {'throughout' if self.silent == 1 else f'but for {self.heard:.2f} s'}"
         step = next((share for share in CLIPPED if self.clipped > share), None)
         return f"more than {step:.1%} of the sound's samples are clipped" if step else ""
 
@@ -63,18 +74,34 @@ def measure(sound: Waveform) -> Quality:
     """The quality of at least one sample."""
     samples = sound.samples
     peak = max(float(samples.max()), -float(samples.min()))
-    return Quality(loudness(sound), peak, _silent(sound), _clipped(sound), sound.channels)
+    silent, heard = _silent(sound)
+    return Quality(loudness(sound), peak, silent, _clipped(sound), sound.channels, heard)
 
 
-def _silent(sound: Waveform) -> float:
-    """Share of silent frames; the last may be shorter."""
-    width = max(1, round(_FRAME * sound.rate))
+def is_silent(sound: Waveform) -> bool:
+    """Whether there is nothing to hear; of no sample there is not."""
+    return not len(sound.samples) or _is_silent(*_silent(sound))
+
+
+def _is_silent(share: float, heard: float) -> bool:
+    return share == 1 or (share > 0.9 and heard < CLICK)
+
+
+def _silent(sound: Waveform) -> tuple[float, float]:
+    """Share of silent frames, and seconds of the others.
+
+    The last frame reaches back to be a whole one, where there is so much sound: of a few samples the mean, which is
+    taken off, would be most of the sound.
+    """
+    samples, width = sound.samples, max(1, round(_FRAME * sound.rate))
     silent = 0
     for block in _blocks(sound, width):
-        whole = len(block) // width * width
-        frames = [block[:whole].reshape(-1, width), block[None, whole:]]
-        silent += sum(int((some.std(axis=1) < SILENCE).sum()) for some in frames if some.size)
-    return silent / math.ceil(len(sound.samples) / width)
+        frames = block[: len(block) // width * width].reshape(-1, width)
+        silent += int((frames.std(axis=1) < SILENCE).sum())
+    if len(samples) % width:
+        silent += int(samples[-width:].std() < SILENCE)
+    frames = math.ceil(len(samples) / width)
+    return silent / frames, (frames - silent) * _FRAME
 
 
 def _clipped(sound: Waveform) -> float:
@@ -127,9 +154,11 @@ def loudness(sound: Waveform) -> float | None:
 
 
 def at_loudness(sound: Waveform, target: float) -> Waveform:
-    """The sound brought to `target` LUFS, also where peaks then pass full scale; without a loudness, as it was."""
-    found = loudness(sound)
-    if found is None:
+    """The sound brought to `target` LUFS, also where peaks then pass full scale.
+
+    What is silent stays as it was: its noise would become as loud as speech.
+    """
+    if is_silent(sound) or (found := loudness(sound)) is None:
         return sound
     return replace(sound, samples=np.float32(10 ** ((target - found) / 20)) * sound.samples)
 

@@ -6,19 +6,17 @@ import functools
 import hashlib
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from mmfeat import models
 from mmfeat.extractors.hub import check_vocabulary, load_weights, loading
 from mmfeat.layout import canonical_json
 from mmfeat.registry import Config, MissingBackendError
+from mmfeat.sound_quality import is_silent
 from mmfeat.track import Waveform
 
-VERSION = 1
+VERSION = 2
 """Raised when the same sound may give another text; part of the fingerprint."""
-_SILENT = 1e-3
-"""Peak, full scale 1, below which nothing is heard: Whisper would make up words."""
 _WHISPER_SECONDS = 30.0
 """What Whisper hears at once."""
 
@@ -84,8 +82,8 @@ class Transcriber:
 
     def __call__(self, sound: Waveform) -> str:
         """What is said; empty for silence. Long sound is heard in pieces."""
-        if not len(sound.samples) or np.abs(sound.samples).max() < _SILENT:
-            return ""
+        if is_silent(sound):
+            return ""  # Whisper would make up words
         rate = self._pipe.feature_extractor.sampling_rate
         heard = {"raw": sound.at(rate).samples, "sampling_rate": rate}
         if not self._is_whisper:

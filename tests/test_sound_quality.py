@@ -16,8 +16,8 @@ from mmfeat import clip, models, sound_quality
 from mmfeat.layout import FeatureFile
 from mmfeat.media import open_media
 from mmfeat.recipe import RecipeError, load_recipe
-from mmfeat.sound_quality import _k_weighting, at_loudness, loudness, measure
-from mmfeat.track import Waveform
+from mmfeat.sound_quality import _k_weighting, at_loudness, is_silent, loudness, measure
+from mmfeat.track import Floats, Waveform
 from pipelines.cli import main
 from tests.media_files import tone, write_media
 
@@ -134,6 +134,8 @@ class TestQuality:
         whole = "".join("x" if abs(sample) > 0.95 else " " for sample in samples)
         clipped = sum(len(run) for run in re.findall("x{3,}", whole)) / len(samples)
         frames = [samples[k : k + 20] for k in range(0, len(samples), 20)]
+        if len(samples) > 20:
+            frames[-1] = samples[-20:]
         silent = np.mean([frame.std() < 1e-3 for frame in frames])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sound_quality, "_BLOCK", block)
@@ -150,7 +152,43 @@ class TestQuality:
         samples = np.zeros(16000 + 100, np.float32)
         samples[-100:] = sine(1.0, -6, 16000).samples[:100]
         found = measure(Waveform(samples, 16000))
-        assert found.status == "ok" and found.silent == pytest.approx(50 / 51)
+        assert found.silent == pytest.approx(50 / 51) and found.heard == pytest.approx(0.02)
+
+    @pytest.mark.parametrize("place", [0, 7000, -1])
+    @pytest.mark.parametrize("rate", [8000, 44100])
+    def test_one_loud_sample_is_a_click_and_is_named(self, place: int, rate: int) -> None:
+        """In the last frame too, of which there is one sample: less its mean, it would be nothing."""
+        samples = np.zeros(2 * rate + 1, np.float32)
+        samples[place] = 1.0
+        found = measure(Waveform(samples, rate))
+        assert found.peak == 1 and found.heard == pytest.approx(0.02) and found.silent < 1
+        assert (found.status, found.reason) == ("silent", "the sound is below -60 dBFS but for 0.02 s")
+        assert is_silent(Waveform(samples, rate))
+        np.testing.assert_array_equal(at_loudness(Waveform(samples, rate), -23).samples, samples)
+
+    def test_what_real_recordings_are(self) -> None:
+        """Digital silence, a quiet room, an ordinary room, a slamming door in a quiet room, one short word."""
+        rng, rate = np.random.default_rng(0), 16000
+        white = rng.normal(0, 1, 3 * rate)
+
+        def room(level: float) -> Floats:
+            return (10 ** (level / 20) * white).astype(np.float32)
+
+        door = np.zeros(3 * rate, np.float32)
+        door[rate:] = 2 * np.exp(-np.arange(2 * rate) / (0.08 * rate)) * rng.normal(0, 0.3, 2 * rate)
+        word = np.zeros(3 * rate, np.float32)
+        word[rate : rate + 2400] = tone(0.15)[0]
+        recordings = {
+            "silent": (np.zeros(3 * rate, np.float32), room(-96), room(-65)),
+            "ok": (room(-55), room(-65) + door.clip(-1, 1), room(-65) + word, tone(0.05)[0], word[: rate + 2000]),
+        }
+        for status, sounds in recordings.items():
+            for sound in sounds:
+                found = measure(Waveform(sound, rate))
+                assert found.status == status, found
+                assert is_silent(Waveform(sound, rate)) is (status == "silent")
+        assert loudness(Waveform(room(-65), rate)) is not None  # above the standard's gate, and yet not to be raised
+        np.testing.assert_array_equal(at_loudness(Waveform(room(-65), rate), -23).samples, room(-65))
 
     def test_of_a_mix_it_says_so(self, tmp_path: Path) -> None:
         """Two channels that cancel each other are silent as what is heard here, their mix."""
