@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmc.config import LETTERS, MODALITIES
-from cmc.rows import Stream, Streamed, averaged, fits, measured, scan
+from cmc.rows import SHARE_OF_DEVICE, Stream, Streamed, averaged, fits, free_memory, measured, scan, sent
 from mmfeat.layout import CLASSES, REGRESSION, TIMED, UNIMODAL, FeatureFile, polarity
 
 POLARITIES = ("negative", "neutral", "positive")
@@ -91,11 +92,24 @@ class Split:
         mask = self.masks[modality]
         return self.tokens.new_ones(len(self), dtype=torch.bool) if mask is None else mask.any(1)
 
+    @cached_property
+    def lengths(self) -> dict[str, Tensor]:
+        """Modality that has a mask → steps up to the last that is in it, 1 at least: (N,), on the CPU."""
+        found = {}
+        for modality, mask in self.masks.items():
+            if mask is not None:
+                steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+                found[modality] = (steps * mask).amax(1).clamp_min(1).cpu()
+        return found
+
     def to(self, device: torch.device) -> Split:
-        """The split on another device; what is streamed stays in the file, and goes there batch by batch."""
+        """The split on another device; arrays for which there is no room there stay, as what is streamed stays in the
+        file, and go there batch by batch."""
+        arrays = {m: values for m, values in self.inputs.items() if isinstance(values, Tensor)}
+        roomy = sum(values.nbytes for values in arrays.values()) <= SHARE_OF_DEVICE * free_memory(device)
         return Split(
             self.ids,
-            {m: values.to(device) if isinstance(values, Tensor) else values for m, values in self.inputs.items()},
+            {**self.inputs, **({m: values.to(device) for m, values in arrays.items()} if roomy else {})},
             {m: None if mask is None else mask.to(device) for m, mask in self.masks.items()},
             self.tokens.to(device),
             None if self.labels is None else {key: values.to(device) for key, values in self.labels.items()},
@@ -104,23 +118,19 @@ class Split:
 
     def batch(self, index: Tensor) -> Batch:
         """The clips of rows `index`, each modality trimmed to its last step that any of them has."""
-        rows_in_file, index = index, index.to(self.tokens.device)
+        return self._batch(index.cpu(), index.to(self.tokens.device))
+
+    def _batch(self, rows: Tensor, index: Tensor) -> Batch:
+        """`rows` are on the CPU, `index`, the same, where the split is. Nothing here waits for a GPU."""
+        longest = {m: int(lengths[rows].max()) if len(rows) else 1 for m, lengths in self.lengths.items()}
+        masks = {m: None if mask is None else mask[index, : longest[m]] for m, mask in self.masks.items()}
         inputs: dict[str, Tensor] = {}
-        masks: dict[str, Tensor | None] = {}
-        longest: dict[str, int] = {}
-        for modality in MODALITIES:
-            mask = self.masks[modality]
-            if mask is not None:
-                rows = mask[index]
-                steps = rows.any(0).nonzero()
-                longest[modality] = int(steps[-1]) + 1 if len(steps) else 1
-                masks[modality] = rows[:, : longest[modality]]
+        for modality, values in self.inputs.items():
+            kept = slice(longest.get(modality))
+            if isinstance(values, Tensor) and values.device == index.device:
+                inputs[modality] = values[index, kept]
             else:
-                masks[modality] = None
-            if modality in self.inputs:
-                values, kept = self.inputs[modality], slice(longest.get(modality))
-                there = values[index, kept] if isinstance(values, Tensor) else values[rows_in_file.cpu(), kept]
-                inputs[modality] = there.to(index.device)
+                inputs[modality] = sent(values[rows, kept], index.device)
         return Batch(index, inputs, masks, self.tokens[index, :, : longest.get("text")])
 
     def batches(self, size: int, generator: torch.Generator | None = None, by_length: bool = False) -> Iterator[Batch]:
@@ -135,11 +145,12 @@ class Split:
             lengths = self.tokens[:, 1].sum(1).cpu()
             windows = order.split(size * _WINDOW)
             order = torch.cat([window[lengths[window].argsort(stable=True)] for window in windows])
-        batches = order.split(size)
+        batches = list(order.split(size))
         if by_length and generator is not None:
             batches = [batches[k] for k in torch.randperm(len(batches), generator=generator)]
-        for index in batches:
-            yield self.batch(index)
+        there = torch.cat(batches).to(self.tokens.device)  # once, not batch by batch
+        for rows, index in zip(batches, there.split([len(rows) for rows in batches]), strict=True):
+            yield self._batch(rows, index)
 
     def select(self, rows: Tensor) -> Split:
         """The clips of `rows` (N,) bool."""
@@ -154,9 +165,8 @@ class Split:
 
     def without(self, modality: str) -> Split:
         """The same clips as if they did not have `modality`."""
-        mask = torch.zeros(len(self), self.tokens.shape[2], dtype=torch.bool)
-        if modality != "text":
-            mask = torch.zeros(self.inputs[modality].shape[:2], dtype=torch.bool)
+        shape = (len(self), self.tokens.shape[2]) if modality == "text" else self.inputs[modality].shape[:2]
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.tokens.device)
         return replace(self, masks={**self.masks, modality: mask})
 
 

@@ -16,6 +16,7 @@ from cmc.journal import Journal
 from cmc.losses import cross_entropy
 from cmc.training import (
     Best,
+    Means,
     Report,
     class_weights,
     contrast,
@@ -72,14 +73,14 @@ class Finetuning:
     def train_epoch(self, batches: Iterable[Batch]) -> float:
         """One pass; the mean loss per clip."""
         self.model.train()
-        total = 0.0
+        means = Means()
         for batch in batches:
             loss = self.loss("train", batch)[0]
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            total += float(loss.detach()) * len(batch.index)
-        return total / len(self.splits["train"])
+            means.add({"loss": loss}, len(batch.index))
+        return means.over(len(self.splits["train"]))["loss"]
 
     def validate(self) -> float:
         """The mean loss per validation clip."""
@@ -89,13 +90,13 @@ class Finetuning:
     def figures(self) -> dict[str, float]:
         """Mean loss and accuracy on the validation split."""
         self.model.eval()
-        valid = self.splits["valid"]
-        total = right = 0.0
+        valid, means = self.splits["valid"], Means()
+        right = []
         for batch in valid.batches(self.config.batch_size):
             loss, output = self.loss("valid", batch)
-            total += float(loss) * len(batch.index)
-            right += int((output.logits.argmax(1) == valid.label("M")[batch.index]).sum())
-        return {"valid": total / len(valid), "valid_accuracy": right / len(valid)}
+            means.add({"valid": loss}, len(batch.index))
+            right.append(output.logits.argmax(1) == valid.label("M")[batch.index])
+        return means.over(len(valid)) | {"valid_accuracy": int(torch.cat(right).sum()) / len(valid)}
 
     def loss(self, split: str, batch: Batch) -> tuple[Tensor, Fused]:
         """CE(pred, M) + Σ_m CE(o_m, c_m) + L_c(h before fusion, c), the cross-entropies with class weights if any."""

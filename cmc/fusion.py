@@ -35,10 +35,8 @@ def fuse(X: Tensor, present: Tensor, temperature: float) -> Tensor:
     An absent modality is not mixed into the others, and its own row stays 0.
     """
     similarity = X @ X.transpose(1, 2) / temperature
-    if not present.all():
-        similarity = similarity.masked_fill(~present[:, None, :], torch.finfo(X.dtype).min)
-    fused = similarity.softmax(2) @ X
-    return fused if present.all() else fused * present[:, :, None]
+    similarity = similarity.masked_fill(~present[:, None, :], torch.finfo(X.dtype).min)
+    return (similarity.softmax(2) @ X) * present[:, :, None]
 
 
 class Router(nn.Module):

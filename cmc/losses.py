@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def supcon(features: Tensor, groups: Tensor, temperature: float = 0.07) -> Tensor:
+def supcon(features: Tensor, groups: Tensor, temperature: float = 0.07, known: Tensor | None = None) -> Tensor:
     """Mean over anchors of −log of the share of similarity that falls on the anchor's own group.
 
     Args:
         features: (R, D), L2-normalised rows.
         groups: (R,) int; rows of equal group are positives of each other.
         temperature: τ.
+        known: (R,) bool, rows that count; None: all.
 
     Returns: scalar; 0 when no row has a positive. The log of each sum is taken by logsumexp over a mask, so that
     similar rows at a small τ neither overflow nor cancel. CMC, section on unimodal pretraining; the sum over positives
@@ -21,14 +22,16 @@ def supcon(features: Tensor, groups: Tensor, temperature: float = 0.07) -> Tenso
     """
     similarity = features @ features.T / temperature
     others = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
-    positives = (groups[:, None] == groups[None, :]) & others
+    if known is not None:
+        others = others & known[:, None] & known
+    positives = (groups[:, None] == groups) & others
     anchors = positives.any(1)
-    if not anchors.any():
-        return features.sum() * 0.0
-    similarity, others, positives = similarity[anchors], others[anchors], positives[anchors]
-    same = similarity.masked_fill(~positives, -torch.inf).logsumexp(1)
-    all_others = similarity.masked_fill(~others, -torch.inf).logsumexp(1)
-    return (all_others - same).mean()
+    # Rows without a positive are computed too, with nothing masked out, and not counted: to select the others, a GPU
+    # would have to be asked how many these are.
+    idle = ~anchors[:, None]
+    same = similarity.masked_fill(~(positives | idle), -torch.inf).logsumexp(1)
+    all_others = similarity.masked_fill(~(others | idle), -torch.inf).logsumexp(1)
+    return (all_others - same).where(anchors, 0.0).sum() / anchors.sum().clamp_min(1)
 
 
 def supcon_published(features: Tensor, groups: Tensor, temperature: float = 0.07) -> Tensor:
@@ -62,9 +65,11 @@ def cross_entropy(logits: Tensor, classes: Tensor, weight: Tensor | None = None)
 
     With a `weight` (K,) per class it is the weighted mean, as torch has it.
     """
-    if not (classes >= 0).any():
-        return logits.sum() * 0.0
-    return functional.cross_entropy(logits, classes, weight=weight, ignore_index=-1)
+    known = classes >= 0
+    counts = known.float() if weight is None else weight[classes.clamp_min(0)] * known
+    total = functional.cross_entropy(logits, classes, weight=weight, ignore_index=-1, reduction="sum")
+    # Not torch's mean, which is 0/0 where there is none: to ask whether there is makes a GPU wait.
+    return total / counts.sum().clamp_min(torch.finfo(counts.dtype).tiny)
 
 
 def balanced_weights(classes: Tensor, count: int) -> Tensor:

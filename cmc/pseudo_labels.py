@@ -62,11 +62,14 @@ class PseudoLabels:
         states = self.states if index is None else self.states[index]
         return states.argmax(1)
 
-    def update(self, index: Tensor, logits: Tensor, m: float) -> None:
-        """One visit of rows `index` (B,), each at most once, with the model's logits (B, K) and momentum m."""
-        base = self.hard(index)
-        made = generate(base, logits.detach().to(self.states).softmax(1))
-        self.states[index] = m * self.states[index] + (1.0 - m) * made
+    def update(self, index: Tensor, logits: Tensor, m: float, there: Tensor | None = None) -> None:
+        """One visit of rows `index` (B,), each at most once, with the model's logits (B, K) and momentum m.
+
+        Rows that are not `there` (B,) bool keep their states.
+        """
+        base, states = self.hard(index), self.states[index]
+        made = m * states + (1.0 - m) * generate(base, logits.detach().to(states).softmax(1))
+        self.states[index] = made if there is None else made.where(there[:, None], states)
 
     def copy(self) -> Tensor:
         return self.states.clone()

@@ -23,6 +23,8 @@ Stream = Literal["auto", "always", "never"]
 """Whether arrays stay in the file: where they take more than a share of the memory there is, always, never."""
 SHARE = 0.25
 """Of the available memory: preparing an array takes 2.7 times its size (tests/benchmarks/memory.py)."""
+SHARE_OF_DEVICE = 0.5
+"""Of the memory that a GPU has left; the rest is for what is computed."""
 _BLOCK = 8 * 2**20
 
 
@@ -151,6 +153,16 @@ def available_memory() -> int:
     except (OSError, ValueError):  # no such group, or `max`: no limit
         pass
     return available
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a GPU has left; of any other device no limit, since arrays come from the same memory."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values from this machine's memory on a device. A GPU gets them while it computes: from memory that stays put."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def zeros_on_disk(shape: tuple[int, ...]) -> Tensor:

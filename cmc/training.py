@@ -98,11 +98,11 @@ def contrast(h: Mapping[str, Tensor], labels: Mapping[str, Tensor], batch: Batch
     features = torch.cat(list(h.values()))
     classes = torch.cat([labels[modality] for modality in h])
     known = torch.cat([batch.present(modality) for modality in h]) & (classes >= 0)
-    if not known.all():
-        features, classes = features[known], classes[known]
     question = config.contrast_question if task.is_polarity else None
-    loss = supcon if config.calibrated else supcon_published
-    return loss(features, contrast_groups(classes, question), config.temperature)
+    groups = contrast_groups(classes, question)
+    if config.calibrated:
+        return supcon(features, groups, config.temperature, known)
+    return supcon_published(features[known], groups[known], config.temperature)
 
 
 def class_weights(train: Split, config: Config, task: Task) -> Tensor | None:
@@ -113,6 +113,27 @@ def class_weights(train: Split, config: Config, task: Task) -> Tensor | None:
 def only_present(labels: Tensor, batch: Batch, modality: str) -> Tensor:
     """Labels (B,) with −1, which no loss counts, where the clip lacks the modality."""
     return labels.masked_fill(~batch.present(modality), -1)
+
+
+class Means:
+    """Mean losses of an epoch by name. They stay where they were computed until asked for: reading one makes a GPU wait
+    for all that it has been given."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[tuple[Tensor, int]]] = {}
+
+    def add(self, losses: Mapping[str, Tensor], clips: int) -> None:
+        """Mean losses of so many clips."""
+        for name, loss in losses.items():
+            self._found.setdefault(name, []).append((loss.detach(), clips))
+
+    def over(self, clips: int) -> dict[str, float]:
+        """The losses' sums, by so many clips."""
+        found = {}
+        for name, pairs in self._found.items():
+            values = torch.stack([loss for loss, _ in pairs]).tolist()
+            found[name] = sum(value * n for value, (_, n) in zip(values, pairs, strict=True)) / clips
+        return found
 
 
 class Best:

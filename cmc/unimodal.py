@@ -37,6 +37,25 @@ class RowNorm(nn.BatchNorm1d):
             )
         return super().forward(x)
 
+    def of_steps(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What `forward` makes of the rows of x (B, L, D) in mask (B, L), without looking how many these are."""
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        mean, var = self.running_mean, self.running_var
+        if not self.training:
+            return torch.addcmul(self.bias, x - mean, self.weight * (var + self.eps).rsqrt())
+        counts = mask[:, :, None].to(x.dtype)
+        n = counts.sum()
+        enough = n > 1
+        mean = torch.where(enough, (x * counts).sum((0, 1)) / n.clamp_min(1), mean)
+        centred = x - mean
+        var = torch.where(enough, (centred.square() * counts).sum((0, 1)) / n.clamp_min(1), var)
+        with torch.no_grad():
+            rate = self.momentum * enough
+            self.running_mean.lerp_(mean, rate)
+            self.running_var.lerp_(torch.where(enough, var * n / (n - 1).clamp_min(1), var), rate)
+            self.num_batches_tracked += enough  # type: ignore[operator]
+        return torch.addcmul(self.bias, centred, self.weight * (var + self.eps).rsqrt())
+
 
 class TextModel(nn.Module):
     """A transformers encoder under the name that published checkpoints give it."""
@@ -102,10 +121,21 @@ class Branch(nn.Module):
         return functional.normalize(self.encoder(x).mean(1), dim=1)
 
     def _of_steps(self, x: Tensor, mask: Tensor) -> Tensor:
-        """h (B, d) of the steps of x (B, L, D) in mask (B, L) alone; 0 for a clip that has none.
+        """h (B, d) of the steps of x (B, L, D) in mask (B, L) alone; 0 for a clip that has none."""
+        return self._of_packed(x, mask) if packs(x.device) else self._of_padded(x, mask)
 
-        Steps have no order here, so they are packed: rows of clips from the shortest to the longest.
-        """
+    def _of_padded(self, x: Tensor, mask: Tensor) -> Tensor:
+        """All padding is computed, so that the shapes of what is to be done do not depend on the mask's values."""
+        if self.norm is not None:
+            x = self.norm.of_steps(x, mask)
+        x = functional.linear(x, self.proj.weight.squeeze(2)).float()  # what layers add to, in bf16 too
+        # A clip without any step attends to all of its padding: to nothing would be 0/0.
+        made = encode(self.encoder, x, mask | ~mask.any(1, keepdim=True))
+        # The mean's length is nothing to its direction.
+        return functional.normalize((made * mask[:, :, None]).sum(1), dim=1)
+
+    def _of_packed(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Steps have no order here, so they are packed: rows of clips from the shortest to the longest."""
         h = x.new_zeros(len(x), self.proj.out_channels)
         lengths = mask.sum(1)
         order = lengths.argsort(stable=True)
@@ -122,6 +152,11 @@ class Branch(nn.Module):
             for padded, there in buckets(rows, lengths[order])
         ]
         return h.index_copy(0, order, functional.normalize(torch.cat(means), dim=1).to(h.dtype))
+
+
+def packs(device: torch.device) -> bool:
+    """Whether to compute only the steps that there are: to count them, a GPU is waited for; padding costs it less."""
+    return device.type == "cpu"
 
 
 def buckets(rows: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

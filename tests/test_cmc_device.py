@@ -5,6 +5,7 @@ Torch's meta device has no values. What is computed on it says which tensors sta
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -15,10 +16,16 @@ import torch
 from cmc import run as runs
 from cmc.cli import main
 from cmc.cluster import own_device, pool
-from cmc.data import load, task_of
+from cmc.config import MODALITIES, Config
+from cmc.data import Split, Task, load, task_of
 from cmc.evaluate import evaluate
+from cmc.finetune import Finetuning
+from cmc.fusion import Multimodal
 from cmc.planted import Plan, plant
-from cmc.training import devices, find_device
+from cmc.rows import SHARE_OF_DEVICE
+from cmc.strategies.plgm import Pretraining
+from cmc.training import Means, devices, find_device
+from cmc.unimodal import Unimodal
 from mmfeat.layout import FeatureFile
 
 META = torch.device("meta")
@@ -93,6 +100,65 @@ def test_a_split_goes_to_a_device_whole(features, stream):
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert len(tensors) == (11 if stream == "never" else 8)
     assert moved.present("audio").device.type == "meta"
+
+
+@pytest.fixture
+def on_meta(features, monkeypatch) -> tuple[dict[str, Split], dict[str, Split]]:
+    """Training and validation split here and there."""
+    with FeatureFile(features) as file:
+        here = {name: load(file, name, task_of(file)) for name in ("train", "valid")}
+    there = {name: split.to(META) for name, split in here.items()}
+    for name, split in there.items():
+        vars(split)["lengths"] = here[name].lengths  # what is asked of a device once per split
+    # What is asked of it once per epoch, and what torch has for real accelerators alone.
+    monkeypatch.setattr(Means, "over", lambda self, clips: dict.fromkeys(self._found, 0.0))
+    monkeypatch.setattr(torch.optim, "Adam", functools.partial(_plain_adam, torch.optim.Adam))
+    return here, there
+
+
+def _plain_adam(adam, groups, fused):
+    return adam(groups)
+
+
+def test_an_epoch_of_stage_1_neither_waits_for_the_device_nor_leaves_a_tensor_behind(on_meta):
+    """Losses, averages and pseudo labels included: on the meta device both would raise."""
+    here, there = on_meta
+    config, task = Config(text="freeze", layers=2, width=8, heads=2), _task()
+    models = {m: Unimodal(m, here["train"].inputs[m].shape[2], 3, config).to(META) for m in MODALITIES}
+    stage = Pretraining(models, there["train"], there["valid"], config, task)
+    epoch = config.label_warmup + 1
+    losses = stage.train_epoch(epoch, there["train"].batches(4, torch.Generator().manual_seed(0)), steps=4)
+    assert set(losses) == {*MODALITIES, "contrast"} == set(stage.validate(epoch))
+    made = [*stage.states("train").values(), *stage.averages["audio"].model.state_dict().values()]
+    assert {tensor.device.type for tensor in made} == {"meta"}
+
+
+def test_an_epoch_of_stage_2_neither_waits_for_the_device_nor_leaves_a_tensor_behind(on_meta):
+    here, there = on_meta
+    config = Config(text="freeze", layers=2, width=8, heads=2, top_k=2)
+    columns = {m: values.shape[2] for m, values in here["train"].inputs.items()}
+    labels = {name: {m: split.label("M") for m in MODALITIES} for name, split in there.items()}
+    model = Multimodal(columns, 3, config).to(META)
+    stage = Finetuning(model, there["train"], there["valid"], labels, config, _task())
+    assert stage.train_epoch(there["train"].batches(4)) == 0.0
+    assert {parameter.grad.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def _task() -> Task:
+    return Task(("negative", "neutral", "positive"), True)
+
+
+def test_arrays_without_room_on_the_device_stay_and_go_batch_by_batch(on_meta, monkeypatch):
+    here = on_meta[0]
+    needed = sum(values.nbytes for values in here["train"].inputs.values())
+    for free, where in ((needed / SHARE_OF_DEVICE, "meta"), (needed / SHARE_OF_DEVICE - 1, "cpu")):
+        monkeypatch.setattr("cmc.data.free_memory", lambda device, free=free: free)
+        split = here["train"].to(META)
+        vars(split)["lengths"] = here["train"].lengths
+        assert {values.device.type for values in split.inputs.values()} == {where}
+        batch = next(split.batches(4))
+        assert {values.device.type for values in (*batch.inputs.values(), batch.tokens)} == {"meta"}
+        assert batch.inputs["audio"].shape == here["train"].batch(torch.arange(4)).inputs["audio"].shape
 
 
 def test_workers_take_turns_in_the_gpus(monkeypatch):

@@ -267,3 +267,26 @@ def test_dropout_keeps_the_mean_and_masks_the_gradient() -> None:
     assert float(y.detach().mean()) == pytest.approx(1, abs=0.005)
     assert torch.equal(y, x.grad)
     assert dropout(x, 0.1, False) is x
+
+
+@pytest.mark.parametrize("rows", [(0, 1, 2, 3, 4, 5), (4, 5), (2,), (5,)])
+@pytest.mark.parametrize("training", [True, False])
+def test_padding_that_is_computed_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, rows: tuple[int, ...], training: bool
+) -> None:
+    """What a GPU does, on this CPU: outputs, gradients and BatchNorm's statistics are those of the packed steps."""
+    split = clips(6)
+    split.masks["audio"][4] = False
+    split.masks["audio"][5] = torch.arange(STEPS["audio"]) == 3  # a single row, which has no variance
+    batch, made = padded(split, 3).batch(torch.tensor(rows)), []
+    for packed in (True, False):
+        monkeypatch.setattr("cmc.unimodal.packs", lambda device, packed=packed: packed)
+        built = model(dropout=0.0, out_dropout=0.0).train(training)
+        output = built(batch)
+        (output.logits.square().sum() + sum(h.sum() for h in output.h.values())).backward()
+        gradients = {n: p.grad for n, p in built.named_parameters() if p.grad is not None}
+        made.append((output.h, gradients, dict(built.named_buffers())))
+    for expected, found in zip(*made, strict=True):
+        assert expected.keys() == found.keys()
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-4, msg=name)

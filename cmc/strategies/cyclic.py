@@ -37,7 +37,7 @@ from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
 from cmc.rows import averaged
 from cmc.strategies.steps import CrossAttention, branch_steps
 from cmc.strategies.targets import Targets, answers, clock, mask_of, times
-from cmc.training import class_weights, only_present, optimizer
+from cmc.training import Means, class_weights, only_present, optimizer
 from cmc.unimodal import Output, Unimodal
 
 WEIGHT = 0.1
@@ -160,23 +160,23 @@ class Cycle(Stage):
     def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:
         for module in self.taught.values():
             module.train()
-        sums: dict[str, float] = {}
+        means = Means()
         for batch in batches:
             losses = self.losses("train", batch)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack([loss * weight_of(name) for name, loss in losses.items()]).sum().backward()
             self.optimizer.step()
-            _add(sums, losses, batch)
-        return {name: value / len(self.splits["train"]) for name, value in sums.items()}
+            means.add(losses, len(batch.index))
+        return means.over(len(self.splits["train"]))
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
         for module in self.taught.values():
             module.eval()
-        sums: dict[str, float] = {}
+        means = Means()
         for batch in self.splits["valid"].batches(self.config.batch_size):
-            _add(sums, self.losses("valid", batch), batch)
-        return {name: value / len(self.splits["valid"]) for name, value in sums.items()}
+            means.add(self.losses("valid", batch), len(batch.index))
+        return means.over(len(self.splits["valid"]))
 
     def losses(self, split: str, batch: Batch) -> dict[str, Tensor]:
         """Modality → its task loss; `to_vision`, `to_audio`, `cycle` → mean squared errors, without those of none."""
@@ -203,11 +203,6 @@ class Cycle(Stage):
 def weight_of(loss: str) -> float:
     """Errors of translation count a tenth."""
     return WEIGHT if loss == CYCLE or loss.startswith(INTO) else 1.0
-
-
-def _add(sums: dict[str, float], losses: Mapping[str, Tensor], batch: Batch) -> None:
-    for name, loss in losses.items():
-        sums[name] = sums.get(name, 0.0) + float(loss.detach()) * len(batch.index)
 
 
 def pretrain(given: Given) -> Pretrained:

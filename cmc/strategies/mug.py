@@ -46,7 +46,7 @@ from cmc.config import Config
 from cmc.data import Batch, Split, Task
 from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
 from cmc.strategies.labels import Target, target_of
-from cmc.training import optimizer
+from cmc.training import Means, optimizer
 from cmc.unimodal import Unimodal
 
 STEPS, EPOCHS = 150, 5
@@ -163,15 +163,14 @@ class MUG(Stage):
         if self.first < epoch <= self.warmup:
             return self._meta_epoch()
         self.networks.train()
-        sums: dict[str, float] = {}
+        means = Means()
         for batch in batches:
             losses = self._losses("train", batch)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             self.optimizer.step()
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(loss.detach()) * len(batch.index)
-        return {name: total / len(self.splits["train"]) for name, total in sums.items()}
+            means.add(losses, len(batch.index))
+        return means.over(len(self.splits["train"]))
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
@@ -179,11 +178,10 @@ class MUG(Stage):
         if epoch == self.warmup:
             self.corrected = {name: self._correct(split) for name, split in self.splits.items()}
         self.networks.eval()
-        sums: dict[str, float] = {}
+        means = Means()
         for batch in self.splits["valid"].batches(self.config.batch_size):
-            for name, loss in self._losses("valid", batch).items():
-                sums[name] = sums.get(name, 0.0) + float(loss) * len(batch.index)
-        return {name: total / len(self.splits["valid"]) for name, total in sums.items()}
+            means.add(self._losses("valid", batch), len(batch.index))
+        return means.over(len(self.splits["valid"]))
 
     def figures(self, losses: Mapping[str, float]) -> dict[str, float]:
         return {m: losses[m] for m in self.models}

@@ -21,7 +21,7 @@ from cmc.ema import Average, span_momentum
 from cmc.losses import cross_entropy
 from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
 from cmc.pseudo_labels import PseudoLabels, momentum
-from cmc.training import class_weights, contrast, load_owned, only_present, optimizer, owned
+from cmc.training import Means, class_weights, contrast, load_owned, only_present, optimizer, owned
 from cmc.unimodal import Output, Unimodal
 
 
@@ -97,7 +97,7 @@ class Pretraining(Stage):
             text = model.branch.text_model
             if text is not None and text.frozen and self.config.calibrated:
                 text.eval()
-        sums: dict[str, float] = {}
+        means = Means()
         for batch in batches:
             outputs, losses = self._losses("train", batch, self.models)
             self.optimizer.zero_grad(set_to_none=True)
@@ -108,24 +108,24 @@ class Pretraining(Stage):
             self.steps += 1
             if not self.config.calibrated:
                 self._visit("train", batch, outputs, epoch)
-            _add(sums, losses, len(batch.index))
-        return {name: value / len(self.splits["train"]) for name, value in sums.items()}
+            means.add(losses, len(batch.index))
+        return means.over(len(self.splits["train"]))
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
         """Mean validation losses of the judged models, then new labels for validation (and training) clips."""
-        batch_size, sums = self.config.batch_size, dict[str, float]()
+        batch_size, means = self.config.batch_size, Means()
         judged = {m: self.judged(m) for m in self.models}
         for batch in self.splits["valid"].batches(batch_size):
             outputs, losses = self._losses("valid", batch, judged)
             if not self.config.calibrated:
                 outputs = {m: model.eval()(batch) for m, model in self.models.items()}
             self._visit("valid", batch, outputs, epoch)
-            _add(sums, losses, len(batch.index))
+            means.add(losses, len(batch.index))
         if self.config.calibrated and self.relabels and epoch > self.config.label_warmup:
             for batch in self.splits["train"].batches(4 * batch_size):
                 self._visit("train", batch, {m: model(batch) for m, model in judged.items()}, epoch)
-        return {name: value / len(self.splits["valid"]) for name, value in sums.items()}
+        return means.over(len(self.splits["valid"]))
 
     def _losses(
         self, split: str, batch: Batch, models: Mapping[str, Unimodal]
@@ -144,17 +144,11 @@ class Pretraining(Stage):
             return
         for m, start in zip(LETTERS, self.config.label_momentum, strict=True):
             if m in outputs:
-                there = batch.present(m)
                 rate = momentum(start, self.config.label_gamma, epoch)
-                self.labels[split][m].update(batch.index[there], outputs[m].logits[there], rate)
+                self.labels[split][m].update(batch.index, outputs[m].logits, rate, batch.present(m))
 
     def _ema_momentum(self, modality: str, epoch: int, steps_per_epoch: int) -> float:
         if self.config.calibrated:
             return span_momentum(self.steps, steps_per_epoch, self.config.ema_epochs)
         k = list(LETTERS).index(modality)
         return momentum(self.config.ema_momentum[k], self.config.ema_gamma[k], epoch)
-
-
-def _add(sums: dict[str, float], losses: Mapping[str, Tensor], clips: int) -> None:
-    for name, loss in losses.items():
-        sums[name] = sums.get(name, 0.0) + float(loss.detach()) * clips

@@ -42,7 +42,7 @@ from cmc.config import Config, UsageError
 from cmc.data import Batch, Split, Task
 from cmc.pretrain import Given, Pretrained, Stage, live_state, restore_live, run
 from cmc.strategies.labels import class_values
-from cmc.training import optimizer
+from cmc.training import Means, optimizer
 from cmc.unimodal import Unimodal
 
 EPSILON = 1e-6
@@ -121,7 +121,7 @@ class ULGM(Stage):
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch], steps: int) -> dict[str, float]:
         self.streams.train()
-        sums = dict.fromkeys(self.streams.numbers, 0.0)
+        means = Means()
         for batch in batches:
             features, numbers = self.streams(batch)
             losses = self._losses("train", batch, numbers)
@@ -132,9 +132,8 @@ class ULGM(Stage):
             for stream, values in found.items():
                 self.features[stream][batch.index] = values
             self._move("train", batch, found, epoch)
-            for stream, loss in losses.items():
-                sums[stream] += float(loss.detach()) * len(batch.index)
-        return {stream: total / len(self.splits["train"]) for stream, total in sums.items()}
+            means.add(losses, len(batch.index))
+        return means.over(len(self.splits["train"]))
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
