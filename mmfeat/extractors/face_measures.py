@@ -37,6 +37,7 @@ _LEFT: Side = {
     "mouth corner": [291],
 }
 _NOSE_BASE, _UPPER_LIP, _LOWER_LIP, _CHIN = 2, 0, 17, 152
+_CHIN_FRONT = [_CHIN, 175, 199, 200]
 _INNER_LIPS = ([82, 13, 312], [87, 14, 317])
 _OPEN_EYE = 0.3
 """Height of an open eye over its width, about."""
@@ -75,16 +76,19 @@ def _lip_corner_raise(face: Floats, side: Side) -> Floats:
 
 
 def _lip_corner_pull(face: Floats, side: Side) -> Floats:
-    """How far the mouth's corner is drawn up and out, along the zygomatic muscle at about 45 degrees."""
-    up = _below(face, [_NOSE_BASE], side["mouth corner"])
-    out = np.abs(face[:, side["mouth corner"], 0].mean(axis=1) - face[:, _NOSE_BASE, 0])
-    return (up + out) / np.sqrt(2)
+    """How far the mouth's corner is drawn out, half as much up and a quarter back: along the zygomatic muscle.
+
+    Height is measured from the eyes: nose and lips move with a smile themselves. Without the way back, pressed lips
+    that the chin pushes up would count as a smile.
+    """
+    x, y, z = face[:, side["mouth corner"]].mean(axis=1).T
+    return np.abs(x) - y / 2 + z / 4
 
 
 def _brow_furrow(face: Floats) -> Floats:
-    """Brows drawn together and down."""
-    height = (_brow_raise_inner(face, _LEFT) + _brow_raise_inner(face, _RIGHT)) / 2
-    return -_distance(face, 107, 336) - height
+    """The brows' lower edges drawn down, and a third of how far they are drawn together."""
+    height = (_below(face, _LEFT["eye corners"], [285, 295]) + _below(face, _RIGHT["eye corners"], [55, 65])) / 2
+    return -height - _distance(face, 55, 285) / 3
 
 
 def _upper_lip_raise(face: Floats) -> Floats:
@@ -96,9 +100,8 @@ def _lip_stretch(face: Floats) -> Floats:
 
 
 def _lip_pucker(face: Floats) -> Floats:
-    """How far the lips stand out before the mouth's corners, over the mouth's width."""
-    corners, lips = face[:, [61, 291], 2].mean(axis=1), face[:, [_UPPER_LIP, _LOWER_LIP], 2].mean(axis=1)
-    return (corners - lips) / _distance(face, 61, 291)
+    """How narrow the mouth is, and half of how far the lips are pushed forward."""
+    return -_distance(face, 61, 291) - face[:, [_UPPER_LIP, _LOWER_LIP], 2].mean(axis=1) / 2
 
 
 def _lip_parting(face: Floats) -> Floats:
@@ -115,7 +118,8 @@ def _lip_tighten(face: Floats) -> Floats:
 
 
 def _jaw_drop(face: Floats) -> Floats:
-    return _distance(face, _NOSE_BASE, _CHIN)
+    """From the nose to the chin's front: its outline is another place of the head when that nods."""
+    return np.linalg.norm(face[:, _CHIN_FRONT].mean(axis=1) - face[:, _NOSE_BASE], axis=1)
 
 
 def _chin_raise(face: Floats) -> Floats:

@@ -72,7 +72,7 @@ class FacemeshConfig(Config):
 @register(
     "facemesh",
     FacemeshConfig,
-    version=4,
+    version=5,
     models=lambda config: (*NETS, VOICE) if config.person == "speaking" else NETS,
     hears=lambda config: config.person == "speaking",
 )

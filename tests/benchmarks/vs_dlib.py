@@ -59,10 +59,10 @@ SAME: dict[str, Callable[[Floats], Floats]] = {
     "lip_parting": lambda p: _gap(p, [61, 62, 63], [67, 66, 65]),
     "jaw_drop": lambda p: _gap(p, [33], [8]),
     "lip_stretch": lambda p: _gap(p, [48], [54]),
-    "lip_corner_pull": lambda p: _height(p, [33], [48, 54]) + _gap(p, [48], [54]) / 2,
+    "lip_corner_pull": lambda p: (_gap(p, [48], [54]) - p[:, [48, 54], 1].mean(axis=1)) / 2,
     "brow_raise_inner": lambda p: _height(p, [39, 42], [20, 21, 22, 23]),
     "brow_raise_outer": lambda p: _height(p, [36, 45], [17, 18, 25, 26]),
-    "brow_furrow": lambda p: -_gap(p, [21], [22]) - _height(p, [39, 42], [20, 21, 22, 23]),
+    "brow_furrow": lambda p: -_height(p, [39, 42], [20, 21, 22, 23]) - _gap(p, [21], [22]) / 3,
     "eye_closure": lambda p: -_gap(p, [37, 38, 43, 44], [41, 40, 47, 46]),
 }
 """Measure → the same distance on dlib's points, eyes level, outer corners 1 apart."""
