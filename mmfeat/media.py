@@ -310,12 +310,17 @@ class Media:
         return Frame(np.ascontiguousarray(image), max(time, 0.0), end)
 
 
+_GROWTH = 1 << 20
+"""Samples by which a waveform grows: 4 MB."""
+
+
 class _Sound:
     """Collects decoded audio into one mono waveform in which each sample stands at its own time."""
 
     def __init__(self) -> None:
-        self._pieces: list[Floats] = []
+        self._samples = np.zeros(0, np.float32)
         self._count = 0
+        """Of `_samples`, those that are filled."""
         self._rate = 0
         self._channels = 1
         self._decoded = self._broken = 0
@@ -338,25 +343,25 @@ class _Sound:
             self._rate = frame.sample_rate
         mono = Waveform(mono, frame.sample_rate).at(self._rate).samples  # some streams change their rate midway
         late = time - self.seconds
-        if late < -JUMP or (late < 0 and not self._pieces):
+        if late < -JUMP or (late < 0 and not self._count):
             mono = mono[round(-late * self._rate) :]
-        elif late > JUMP or (late > 0 and not self._pieces):
+        elif late > JUMP or (late > 0 and not self._count):
             self._append(np.zeros(round(min(late, LONGEST_GAP) * self._rate), np.float32))
         self._append(mono)
 
     def _append(self, samples: Floats) -> None:
-        if len(samples):
-            self._pieces.append(samples)
-            self._count += len(samples)
+        end = self._count + len(samples)
+        if end > len(self._samples):
+            # In place where the system can: frames in a list, and then joined, would be there twice.
+            self._samples.resize(max(end, len(self._samples) + _GROWTH), refcheck=False)
+        self._samples[self._count : end] = samples
+        self._count = end
 
     def cut(self, seconds: float) -> None:
-        samples = self.waveform().samples[: round(seconds * self._rate)] if self._rate else np.zeros(0, np.float32)
-        self._pieces, self._count = [samples], len(samples)
+        self._count = min(self._count, round(seconds * self._rate))
 
     def waveform(self) -> Waveform:
-        if len(self._pieces) != 1:  # kept, for an hour of sound should not be there twice
-            self._pieces = [np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)]
-        return Waveform(self._pieces[0], self._rate or 16000, self._channels)
+        return Waveform(self._samples[: self._count], self._rate or 16000, self._channels)
 
 
 def _mono(frame: Any) -> tuple[Floats, int]:

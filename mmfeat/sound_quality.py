@@ -100,8 +100,8 @@ def _silent(sound: Waveform) -> tuple[float, float]:
         silent += int((frames.std(axis=1) < SILENCE).sum())
     if len(samples) % width:
         silent += int(samples[-width:].std() < SILENCE)
-    frames = math.ceil(len(samples) / width)
-    return silent / frames, (frames - silent) * _FRAME
+    count = math.ceil(len(samples) / width)
+    return silent / count, (count - silent) * _FRAME
 
 
 def _clipped(sound: Waveform) -> float:

@@ -5,6 +5,7 @@ Every time is in seconds from the start of the clip.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,10 @@ class Frame:
     """When the frame appears, in seconds from the start of the clip: its timestamp, not index / fps."""
     end: float
     """When the next frame takes its place."""
+
+
+_PIECE = 10.0
+"""Seconds that are resampled at once where all of the sound would fill the memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,21 @@ class Waveform:
 
         samples = soxr.resample(self.samples, self.rate, rate).astype(np.float32, copy=False)
         return replace(self, samples=samples, rate=rate)
+
+    def pieces(self, rate: int) -> Iterator[Floats]:
+        """The samples of `at(rate)`, bit for bit, some seconds after the other: without a second copy of an hour."""
+        size = max(1, round(_PIECE * self.rate))
+        slices = (self.samples[start : start + size] for start in range(0, len(self.samples), size))
+        if rate == self.rate:
+            yield from slices
+            return
+        import soxr
+
+        stream = soxr.ResampleStream(self.rate, rate, 1, dtype="float32")
+        count = 0
+        for piece in slices:
+            count += len(piece)
+            yield stream.resample_chunk(piece, last=count == len(self.samples))
 
 
 @dataclass(frozen=True, eq=False)

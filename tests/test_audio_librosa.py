@@ -255,3 +255,21 @@ def test_settings_of_features_that_are_not_asked_for_change_no_fingerprint() -> 
     for name, feature in {"poly_order": "poly_features", "f0_min": "f0_delta", "n_mels": "tempogram"}.items():
         asked = {"features": [feature]}
         assert config(**asked, **{name: others[name]}).identity() != config(**asked).identity()
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+@pytest.mark.parametrize("seconds", [0.004, 0.2, 61.7])
+def test_a_long_clip_is_not_resampled_as_a_whole_and_has_the_same_rows(
+    rate: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = speechlike(seconds, rate)
+    sound = Waveform(sound.samples + np.float32(0.01), rate)
+    features = (*(name for name in FEATURES if FEATURES[name].default), "melspectrogram", "tempogram")
+    for extractor in (made(), made(features=features, sample_rate=None if rate != 8000 else 16000)):
+        expected = extractor(sound)
+        with monkeypatch.context() as patch:
+            patch.setattr(audio_librosa, "_LONG", 0.0)
+            patch.setattr(audio_librosa._Sound, "samples", property(lambda sound: pytest.fail("a second copy")))
+            found = extractor(sound)
+        np.testing.assert_array_equal(found.values, expected.values)
+        np.testing.assert_array_equal(found.times, expected.times)

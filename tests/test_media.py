@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mmfeat import track
 from mmfeat.media import CutError, MediaError, open_media
+from mmfeat.track import Waveform
 from tests.media_files import stripes, tone, write_media
 
 
@@ -204,3 +209,33 @@ def test_a_file_that_ends_before_its_clip_is_marked(tmp_path: Path) -> None:
     with open_media(path, 0.5, 9.0) as media:
         assert len(list(media.frames())) == 13
     assert media.damage == "the file ends 8.0 s before the clip does"
+
+
+def test_an_hour_of_sound_is_in_memory_once(tmp_path: Path) -> None:
+    """Here 40 seconds, 7 MB; frames that are collected and joined at the end would be there twice."""
+    rate = 44100
+    path = write_media(tmp_path / "a.wav", sound=tone(40, rate, channels=2), rate=rate, sound_codec="pcm_s16le")
+    tracemalloc.start()
+    try:
+        with open_media(path) as media:
+            sound = media.waveform()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sound is not None and len(sound.samples) == 40 * rate
+    assert peak < 4 * len(sound.samples) + 6e6  # and what it grows by
+
+
+@given(
+    st.sampled_from([8000, 11025, 16000, 22050, 44100, 48000]),
+    st.sampled_from([8000, 16000, 22050]),
+    st.integers(0, 30000),
+    st.sampled_from([0.011, 0.1, 10.0]),
+)
+@settings(deadline=None, max_examples=40)
+def test_pieces_are_the_resampled_sound_bit_for_bit(source: int, rate: int, count: int, piece: float) -> None:
+    sound = Waveform(np.random.default_rng(count).normal(0, 0.3, count).astype(np.float32), source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(track, "_PIECE", piece)
+        pieces = list(sound.pieces(rate))
+    np.testing.assert_array_equal(np.concatenate([np.zeros(0, np.float32), *pieces]), sound.at(rate).samples)

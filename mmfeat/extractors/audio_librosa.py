@@ -36,9 +36,7 @@ class _Feature:
 FEATURES: dict[str, _Feature] = {
     "zero_crossing_rate": _Feature(lambda s: s.zero_crossings(), default=True),
     "rms": _Feature(lambda s: s.rms(), default=True),
-    "mfcc": _Feature(
-        lambda s: librosa.feature.mfcc(S=s.mel_db, n_mfcc=s.config.n_mfcc), lambda config: config.n_mfcc, default=True
-    ),
+    "mfcc": _Feature(lambda s: s.mfcc(), lambda config: config.n_mfcc, default=True),
     "f0": _Feature(lambda s: s.f0(), ("f0", "voicing"), default=True),
     "spectral_centroid": _Feature(lambda s: librosa.feature.spectral_centroid(**s.spectrum), default=True, local=True),
     "spectral_bandwidth": _Feature(
@@ -89,6 +87,8 @@ _SETTINGS_OF: dict[str, Set[str]] = {
 """Setting → the features that it is for; other settings are for all."""
 _BLOCK = 2048
 """Steps whose frames are held at once: those of an hour would fill gigabytes."""
+_LONG = 120.0
+"""Seconds from which the resampled sound is not kept but made anew for each pass over it."""
 
 # First and second derivative over time of any feature.
 _DERIVATIVE = re.compile(r"(?P<feature>.+)_delta(?P<order>2?)")
@@ -202,8 +202,8 @@ class Librosa:
         config = self.config
         rate = config.sample_rate or waveform.rate
         config.check_rate(rate)
-        sound = _Sound(waveform.at(rate), config)
-        if not len(sound.samples):
+        sound = _Sound(waveform, rate, config)
+        if not sound.count:
             return Track.empty(self.names)
         # Resampling rounds the length up; a step that would begin after the sound's true end is left out. In integers:
         # seconds times rate may come out a hair below the number of samples.
@@ -241,10 +241,12 @@ class _Spectrum:
 class _Sound:
     """One clip's sound and what several features are made from, each computed once and only when asked for."""
 
-    def __init__(self, waveform: Waveform, config: LibrosaConfig):
-        self.samples: Floats = waveform.samples
-        self.rate: int = waveform.rate
+    def __init__(self, waveform: Waveform, rate: int, config: LibrosaConfig):
+        self.rate: int = rate
         self.config: LibrosaConfig = config
+        self._source = waveform
+        self._is_long = waveform.seconds > _LONG
+        self._frames: dict[str, Any] = {"frame_length": config.n_fft, "hop_length": config.hop_length, "center": False}
         self._known: dict[str, Rows] = {}
 
     def rows(self, name: str) -> Rows:
@@ -257,32 +259,56 @@ class _Sound:
             return self._known[feature]
         return librosa.feature.delta(self._known[feature], order=order, mode="nearest")
 
+    @functools.cached_property
+    def samples(self) -> Floats:
+        """All of the sound at once."""
+        return self._source.at(self.rate).samples
+
+    def _pieces(self) -> Iterator[Floats]:
+        """The same in order."""
+        return self._source.pieces(self.rate) if self._is_long else iter([self.samples])
+
+    @functools.cached_property
+    def _totals(self) -> tuple[int, float]:
+        """How many samples, and their sum."""
+        lengths, sums = zip(*((len(piece), piece.sum(dtype=np.float64)) for piece in self._pieces()), strict=True)
+        return sum(lengths), float(sum(sums))
+
+    @property
+    def count(self) -> int:
+        return self._totals[0]
+
     def _blocks(self, edge: Literal["constant", "edge"] = "constant", level: float = 0.0) -> Iterator[Floats]:
         """The sound, less its `level`, cut so that each block holds `_BLOCK` whole frames, centred on their hops.
 
         Beyond the clip's ends there is silence, or with "edge" the end's own sample.
         """
         size, hop = self.config.n_fft, self.config.hop_length
-        samples = self.samples - np.float32(level) if level else self.samples
-        padded = np.pad(samples, (size // 2, size - size // 2), edge)
-        steps = 1 + len(self.samples) // hop
-        for first in range(0, steps, _BLOCK):
-            yield padded[first * hop : (min(first + _BLOCK, steps) - 1) * hop + size]
+        left, whole, pieces = 1 + self.count // hop, (_BLOCK - 1) * hop + size, self._pieces()
+        waiting, before = next(pieces) - np.float32(level), size // 2
+        waiting = np.pad(waiting, (before, 0), edge)
+        for piece in pieces:
+            waiting = np.concatenate([waiting, piece - np.float32(level)])
+            while len(waiting) > whole:
+                yield waiting[:whole]
+                waiting, left = waiting[_BLOCK * hop :], left - _BLOCK
+        waiting = np.pad(waiting, (0, size - before), edge)
+        for first in range(0, left, _BLOCK):
+            yield waiting[first * hop : (min(first + _BLOCK, left) - 1) * hop + size]
 
     def zero_crossings(self) -> Rows:
-        shape: dict[str, Any] = {"frame_length": self.config.n_fft, "hop_length": self.config.hop_length}
         crossings = librosa.feature.zero_crossing_rate
-        return np.concatenate([crossings(block, center=False, **shape) for block in self._blocks("edge")], axis=1)
+        return np.concatenate([crossings(block, **self._frames) for block in self._blocks("edge")], axis=1)
 
     def rms(self) -> Rows:
-        shape: dict[str, Any] = {"frame_length": self.config.n_fft, "hop_length": self.config.hop_length}
-        return np.concatenate([librosa.feature.rms(y=block, center=False, **shape) for block in self._blocks()], axis=1)
+        return np.concatenate([librosa.feature.rms(y=block, **self._frames) for block in self._blocks()], axis=1)
 
     def _spectra(self) -> Iterator[_Spectrum]:
         """The sound's spectrum, block by block."""
-        shape: dict[str, Any] = {"n_fft": self.config.n_fft, "hop_length": self.config.hop_length}
+        size, hop = self.config.n_fft, self.config.hop_length
         for block in self._blocks():
-            yield _Spectrum(np.abs(librosa.stft(block, center=False, **shape)), self.rate, self.config)
+            magnitude = np.abs(librosa.stft(block, n_fft=size, hop_length=hop, center=False))
+            yield _Spectrum(magnitude, self.rate, self.config)
 
     @functools.cached_property
     def _local(self) -> dict[str, Rows]:
@@ -302,7 +328,16 @@ class _Sound:
 
     @functools.cached_property
     def mel_db(self) -> Rows:
-        return librosa.power_to_db(self._local["melspectrogram"])
+        """Decibels, at most 80 below the clip's largest; takes the place of the powers where nobody asked for them."""
+        mel = self._local["melspectrogram"]
+        db = mel.copy() if "melspectrogram" in self.config.asked else mel
+        for block in _of_steps(db):
+            block[:] = librosa.power_to_db(block, top_db=None)
+        return np.maximum(db, db.max() - 80.0, out=db)
+
+    def mfcc(self) -> Rows:
+        blocks = [librosa.feature.mfcc(S=block, n_mfcc=self.config.n_mfcc) for block in _of_steps(self.mel_db)]
+        return np.concatenate(blocks, axis=1)
 
     @functools.cached_property
     def onsets(self) -> dict[str, Any]:
@@ -331,7 +366,8 @@ class _Sound:
         period, so the clip is taken without its mean, and each frame without its own.
         """
         config = self.config
-        blocks = self._blocks(level=float(self.samples.mean(dtype=np.float64)))
+        count, total = self._totals
+        blocks = self._blocks(level=total / count)
         f0, energy, product = np.concatenate([self._periods(block) for block in blocks], axis=1)
         # `energy` is a power: 10 dB are a factor of 10.
         heard = energy > max(1e-8, energy.max() * 10 ** (-config.silence_db / 10))
@@ -343,8 +379,7 @@ class _Sound:
     def _periods(self, samples: Floats) -> Rows:
         """Of each frame F0, energy, and its product with itself a period later, shape (3, steps)."""
         size, hop, window = self.config.n_fft, self.config.hop_length, self.config.n_fft // 2
-        shape: dict[str, Any] = {"frame_length": size, "hop_length": hop, "sr": self.rate, "center": False}
-        f0 = librosa.yin(samples, fmin=self.config.f0_min, fmax=self.config.f0_max, **shape)
+        f0 = librosa.yin(samples, fmin=self.config.f0_min, fmax=self.config.f0_max, sr=self.rate, **self._frames)
         frames = np.lib.stride_tricks.sliding_window_view(samples, size)[::hop]
         frames = frames - frames.mean(axis=1, keepdims=True)
         period = np.rint(self.rate / f0).astype(int).clip(1, window)
@@ -352,6 +387,12 @@ class _Sound:
         later = np.take_along_axis(frames, period[:, None] + np.arange(window), axis=1)
         energy = np.sqrt((here**2).sum(1) * (later**2).sum(1))
         return np.stack([f0, energy, (here * later).sum(1)])
+
+
+def _of_steps(rows: Rows) -> Iterator[Rows]:
+    """Views of `_BLOCK` steps of them."""
+    for start in range(0, rows.shape[1], _BLOCK):
+        yield rows[:, start : start + _BLOCK]
 
 
 def _lowest_octave(rate: int) -> float:
