@@ -25,6 +25,8 @@ def _oval(side: int) -> Floats:
     return np.exp(-(np.hypot(across, down)[:, :, None] ** 4)).astype(np.float32)
 
 
+_SHAPE = _SIDE * _SIDE + _CELLS * _CELLS * _ANGLES
+"""Length of the parts of `looks` that no light changes: grey levels and gradients."""
 _FINE, _COARSE = _oval(_SIDE), _oval(_COLOURS)
 
 
@@ -53,8 +55,14 @@ def contrast(image: Image, region: Region) -> float:
 
 
 def apart(one: Floats, other: Floats) -> float:
-    """How different two faces look: 0 is the same picture."""
-    return float(np.square(one - other).sum())
+    """How different two faces look: 0 is the same picture.
+
+    Another light changes colours far more than it changes the shape that shading and edges show, so that a shape which
+    is very much the same speaks for itself.
+    """
+    squares = np.square(one - other)
+    shape = float(squares[:_SHAPE].sum())
+    return min(shape + float(squares[_SHAPE:].sum()), 4 * shape)
 
 
 def _unit(values: NDArray[np.floating]) -> NDArray[np.floating]:
