@@ -93,13 +93,13 @@ class Split:
         return self.tokens.new_ones(len(self), dtype=torch.bool) if mask is None else mask.any(1)
 
     @cached_property
-    def lengths(self) -> dict[str, Tensor]:
-        """Modality that has a mask → steps up to the last that is in it, 1 at least: (N,), on the CPU."""
+    def lengths(self) -> dict[str, NDArray[np.int64]]:
+        """Modality that has a mask → steps up to the last that is in it, 1 at least: (N,)."""
         found = {}
         for modality, mask in self.masks.items():
             if mask is not None:
                 steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-                found[modality] = (steps * mask).amax(1).clamp_min(1).cpu()
+                found[modality] = (steps * mask).amax(1).clamp_min(1).cpu().numpy()
         return found
 
     def to(self, device: torch.device) -> Split:
@@ -122,7 +122,7 @@ class Split:
 
     def _batch(self, rows: Tensor, index: Tensor) -> Batch:
         """`rows` are on the CPU, `index`, the same, where the split is. Nothing here waits for a GPU."""
-        longest = {m: int(lengths[rows].max()) if len(rows) else 1 for m, lengths in self.lengths.items()}
+        longest = {m: int(lengths[rows.numpy()].max()) if len(rows) else 1 for m, lengths in self.lengths.items()}
         masks = {m: None if mask is None else mask[index, : longest[m]] for m, mask in self.masks.items()}
         inputs: dict[str, Tensor] = {}
         for modality, values in self.inputs.items():

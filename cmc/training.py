@@ -129,11 +129,9 @@ class Means:
 
     def over(self, clips: int) -> dict[str, float]:
         """The losses' sums, by so many clips."""
-        found = {}
-        for name, pairs in self._found.items():
-            values = torch.stack([loss for loss, _ in pairs]).tolist()
-            found[name] = sum(value * n for value, (_, n) in zip(values, pairs, strict=True)) / clips
-        return found
+        losses = [loss for pairs in self._found.values() for loss, _ in pairs]
+        values = iter(torch.stack(losses).tolist() if losses else [])
+        return {name: sum(next(values) * n for _, n in pairs) / clips for name, pairs in self._found.items()}
 
 
 class Best:

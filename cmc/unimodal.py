@@ -106,9 +106,10 @@ class Branch(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """h of shape (B, d)."""
-        if not self.bf16 or batch.index.device.type == "cpu":
+        device = batch.index.device
+        if not (self.bf16 and has_bf16(device)):
             return self._forward(batch)
-        with torch.autocast(batch.index.device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             return self._forward(batch).float()
 
     def _forward(self, batch: Batch) -> Tensor:
@@ -152,6 +153,11 @@ class Branch(nn.Module):
             for padded, there in buckets(rows, lengths[order])
         ]
         return h.index_copy(0, order, functional.normalize(torch.cat(means), dim=1).to(h.dtype))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether matrix products of bfloat16 pay."""
+    return device.type != "cpu"
 
 
 def packs(device: torch.device) -> bool:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import distributed
@@ -159,6 +162,19 @@ def test_arrays_without_room_on_the_device_stay_and_go_batch_by_batch(on_meta, m
         batch = next(split.batches(4))
         assert {values.device.type for values in (*batch.inputs.values(), batch.tokens)} == {"meta"}
         assert batch.inputs["audio"].shape == here["train"].batch(torch.arange(4)).inputs["audio"].shape
+
+
+def test_the_benchmark_runs_on_a_cpu_as_on_a_gpu():
+    """Its figures are for whoever has a GPU; here, that it runs, and that a step reads nothing from the device."""
+    script = Path(__file__).parent / "benchmarks" / "gpu.py"
+    arguments = "--device cpu --as-gpu --clips 16 --batch-sizes 8 --epochs 1 --encoder-layers 1".split()
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rates = [line for line in done.stdout.splitlines() if line.startswith("stage 1")]
+    assert len(rates) == 2 and all("8 clips a batch" in line and ", 0 waits" in line for line in rates)
+    assert sum(line.startswith("stage 2") for line in done.stdout.splitlines()) == 2
+    differences = re.findall(r"logits differ by (\S+) at most \(they spread by (\S+)\)", done.stdout)
+    assert len(differences) == 2 and all(0 < float(one) < 0.2 * float(spread) for one, spread in differences)
 
 
 def test_workers_take_turns_in_the_gpus(monkeypatch):
