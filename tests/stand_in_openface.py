@@ -15,7 +15,7 @@ from mmfeat.extractors.openface_columns import COLUMNS
 
 WIDTHS = {
     "silent": 66, "hang": 68, "crash": 70, "garbage": 72, "faceless": 74, "one lost": 76, "many lost": 78, "fails": 82,
-    "crash after": 84, "link": 86, "pipe": 88,
+    "crash after": 84, "link": 86, "pipe": 88, "fails after": 90, "crash, one lost": 92,
 }  # fmt: skip
 """Behaviour → width of the pictures; any other width is a good clip."""
 
@@ -48,7 +48,7 @@ if behaviour == "hang":
         print("pids", os.getpid(), child.pid, file=log)
     time.sleep(600)
 names = [name for flag, members in {columns} if flag in sys.argv for name in members]
-keep = len(pictures) - {{"one lost": 1, "many lost": 2}}.get(behaviour, 0)
+keep = len(pictures) - {{"one lost": 1, "crash, one lost": 1, "many lost": 2}}.get(behaviour, 0)
 path = os.path.join(option("-out_dir"), os.path.splitext(os.path.basename(option("-f")))[0] + ".csv")
 if behaviour == "pipe":
     os.mkfifo(path)
@@ -67,8 +67,10 @@ with open(path, "w") as file:
         cell = "oops" if behaviour == "garbage" and k == 1 else "%.4f" % picture.mean()
         head = "%d, 0, %.3f, %.2f, %d" % (k + 1, k / 25, 0.98 * good, good)
         print(", ".join([head] + [cell] * len(names)), file=file)
-if behaviour == "crash after":
+if behaviour in ("crash after", "crash, one lost"):
     os.kill(os.getpid(), 11)
+if behaviour == "fails after":
+    sys.exit(3)
 """
 """Each column of a row is the mean of the picture."""
 _FLAGS = (*["-gaze"] * 3, "-pose", "-2Dfp", "-3Dfp", *["-pdmparams"] * 2, *["-aus"] * 2)

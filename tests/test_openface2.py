@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,8 +99,20 @@ class TestRun:
         assert len(found) == 6 and not found.valid.any()
         assert rows(film(tmp_path / "b.mp4", WIDTHS["one lost"])).valid.tolist() == [True] * 5 + [False]
 
-    def test_a_crash_after_a_complete_csv_costs_nothing(self, tmp_path: Path, program: Path) -> None:
-        assert rows(film(tmp_path / "clip.mp4", WIDTHS["crash after"])).valid.all()
+    @pytest.mark.parametrize(
+        ("behaviour", "how"), [("crash after", "was killed by signal 11"), ("fails after", "ended with status 3")]
+    )
+    @pytest.mark.parametrize("settings", [{}, {"frame_rate": 10.0, "average": 2}])
+    def test_a_crash_after_a_complete_csv_costs_nothing_but_is_said(
+        self, tmp_path: Path, program: Path, behaviour: str, how: str, settings: dict[str, Any]
+    ) -> None:
+        path = film(tmp_path / "clip.mp4", WIDTHS[behaviour])
+        found = mmfeat.extract(path, recipe=recipe(columns=["pose"], **settings))
+        assert found.vision.valid.all() and "no_face" not in found.status
+        assert found.reason == f"OpenFace {how} after it had written a row for every picture"
+        found = mmfeat.extract(path, recipe=recipe(columns=["au_presence"], **settings))
+        assert found.reason.endswith("picture, perhaps before it corrected the action units of the whole clip")
+        assert mmfeat.extract(film(tmp_path / "good.mp4"), recipe=recipe(**settings)).reason == ""
 
     def test_pictures_may_change_their_size(self, tmp_path: Path, program: Path) -> None:
         frames = [Frame(image, k / 25, (k + 1) / 25) for k, image in enumerate(pictures(1) + pictures(2, 130, 98)[1:])]
@@ -116,6 +129,7 @@ class TestRun:
             ("link", "status 0 and no CSV files"),
             ("pipe", "status 0 and no CSV files"),
             ("many lost", "status 0 and 4 rows for 6 pictures; it printed"),
+            ("crash, one lost", "killed by signal 11 and 5 rows for 6 pictures; it printed"),
         ],
     )
     def test_only_a_complete_csv_counts(self, tmp_path: Path, program: Path, behaviour: str, says: str) -> None:

@@ -59,7 +59,7 @@ def cut(track: Track, clip: Clip) -> Track:
     start, end = clip.start or 0.0, np.inf if clip.end is None else clip.end
     inside = (track.times[:, 1] > start) & (track.times[:, 0] < end)
     times = np.clip(track.times[inside], start, end) - start
-    return Track(times, track.values[inside], track.valid[inside], track.names)
+    return Track(times, track.values[inside], track.valid[inside], track.names, track.note)
 
 
 def at_rate(track: Track, rate: float) -> Track:
@@ -71,7 +71,7 @@ def at_rate(track: Track, rate: float) -> Track:
     starts = begin + np.arange(max(1, np.ceil((end - begin) * rate - 0.01))) / rate
     rows = np.searchsorted(track.times[:, 0], starts + 0.01 / rate, side="right") - 1
     times = np.stack([starts, np.minimum(starts + 1 / rate, end)], axis=1)
-    return Track(times, track.values[rows], track.valid[rows], track.names)
+    return Track(times, track.values[rows], track.valid[rows], track.names, track.note)
 
 
 def averaged(track: Track, count: int) -> Track:
@@ -84,4 +84,4 @@ def averaged(track: Track, count: int) -> Track:
     values = (sums / np.maximum(numbers, 1)[:, None]).astype(np.float32)
     lasts = np.append(firsts[1:], len(track)) - 1
     times = np.stack([track.times[firsts, 0], track.times[lasts, 1]], axis=1)
-    return Track(times, values, numbers > 0, track.names)
+    return Track(times, values, numbers > 0, track.names, track.note)

@@ -222,7 +222,10 @@ class Openface2:
         return keeper.run([*filled, *flags, *self.config.options], folder, seconds, [*stop, own] if stop else ())
 
     def _result(self, out: Path, spans: Spans, ended: Ended) -> Track:
-        """Its exit status says little, being 0 for most failures: what counts is a CSV with a row for each picture."""
+        """Its exit status says little, being 0 for most failures: what counts is a CSV with a row for each picture.
+
+        Where it is not 0, that is said. Of a program that crashed, a picture without a row may be anything's work.
+        """
         assert ended.status is not None
         how = f"was killed by signal {-ended.status}" if ended.status < 0 else f"ended with status {ended.status}"
         how = f"OpenFace {how}"
@@ -235,11 +238,14 @@ class Openface2:
             reason = str(error).removeprefix(str(files[0])).lstrip(",: ")
             raise OpenfaceError(f"{how}; its CSV: {reason}{_said(ended)}") from None
         rows, pictures = len(found.valid), len(spans)
-        if not pictures - _LOST <= rows <= pictures:
+        if not pictures - (0 if ended.status else _LOST) <= rows <= pictures:
             raise OpenfaceError(f"{how} and {rows} rows for {pictures} pictures{_said(ended)}")
         values, valid = np.zeros((pictures, len(self.names)), np.float32), np.zeros(pictures, bool)
         values[:rows], valid[:rows] = found.values, found.valid
-        return Track(spans, values, valid, self.names)
+        note = f"{how} after it had written a row for every picture" if ended.status else ""
+        if note and {"au_intensity", "au_presence"} & set(self.config.columns):
+            note += ", perhaps before it corrected the action units of the whole clip"
+        return Track(spans, values, valid, self.names, note)
 
     def _given(self, clip: Clip) -> Track:
         file = clip.given.get("vision") or csv_file(self.config, clip)
