@@ -148,7 +148,7 @@ def features(shards: dict[str, Shard], recipe: Recipe, timings: Timings | None =
     tracks = {}
     for part in ("vision", "audio"):
         arrays = shards[part].arrays
-        tracks[part] = Track(arrays["times"], arrays["values"], arrays["valid"], tuple(shards[part].details["names"]))
+        tracks[part] = Track(arrays["times"], arrays["values"], arrays["valid"], shards[part].names)
     arrays = shards["text"].arrays
     pieces = Wordpieces(arrays["ids"], arrays["segments"], arrays["spans"], arrays["values"])
     words = shards["words"].details["words"] if "words" in shards else []
@@ -343,7 +343,8 @@ def _text(clip: Clip, recipe: Recipe, timings: Timings) -> Shard:
 
 def _track_shard(track: Track, status: str = "ok", reason: str = "") -> Shard:
     arrays: dict[str, NDArray[Any]] = {"times": track.times, "values": track.values, "valid": track.valid}
-    return Shard(status, reason, arrays=arrays, details={"steps": len(track), "names": track.names})
+    details = {"steps": len(track), "columns": len(track.names)}
+    return Shard(status, reason, arrays=arrays, details=details, names=track.names)
 
 
 def loaded(part: str, recipe: Recipe) -> Any:

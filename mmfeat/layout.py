@@ -226,19 +226,20 @@ def write_head(
 def create_split(file: h5py.File, split: str, clips: int, shapes: Mapping[str, tuple[int, int]]) -> h5py.Group:
     """Empty datasets for `clips` clips; `shapes` gives (steps, columns) of text, audio and vision.
 
-    One chunk a clip: a training step reads whole rows in random order.
+    Clips lie one behind the other, in no chunks: a training step reads whole rows in random order, each with one read,
+    and packing writes many rows at once.
     """
     group = file.create_group(split)
     for key in STRINGS:
         group.create_dataset(key, (clips,), _text)
     steps = shapes["text"][0]
-    _rows(group, "text_bert", clips, (3, steps), "i4")
+    group.create_dataset("text_bert", (clips, 3, steps), "i4")
     for modality, shape in shapes.items():
-        _rows(group, modality, clips, shape, "f4")
+        group.create_dataset(modality, (clips, *shape), "f4")
         group.create_dataset(f"{modality}_lengths", (clips,), "i4")
     for modality in TIMED:
-        _rows(group, f"{modality}_mask", clips, shapes[modality][:1], "?")
-        _rows(group, f"{modality}_times", clips, (shapes[modality][0], 2), "f4")
+        group.create_dataset(f"{modality}_mask", (clips, shapes[modality][0]), "?")
+        group.create_dataset(f"{modality}_times", (clips, shapes[modality][0], 2), "f4")
     for key in (REGRESSION, *UNIMODAL.values()):
         group.create_dataset(key, (clips,), "f4", fillvalue=np.nan)
     group.create_dataset("classification_labels", (clips,), "i8", fillvalue=-1)
@@ -249,11 +250,6 @@ def create_unimodal_classes(group: h5py.Group) -> None:
     """The datasets that a split of a file of named classes has besides."""
     for key in CLASSES.values():
         group.create_dataset(key, (len(group["id"]),), "i8", fillvalue=-1)
-
-
-def _rows(group: h5py.Group, key: str, clips: int, shape: tuple[int, ...], dtype: str) -> None:
-    chunks = (1, *shape) if clips and all(shape) else None
-    group.create_dataset(key, (clips, *shape), dtype, chunks=chunks)
 
 
 def write_words(group: h5py.Group, rows: Iterable[tuple[int, str, float, float, float, int, int]]) -> None:

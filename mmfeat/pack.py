@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ PACKAGES = (
 )
 POLARITIES = ("negative", "neutral", "positive")
 _CLASS_COLUMNS = {"label": "classification_labels"} | {f"label_{key[-1]}": key for key in layout.CLASSES.values()}
+
+_BLOCK = 16 * 2**20
+"""Bytes of rows that are written at once."""
 
 _WORDS_HELD = 10_000
 """Words that wait to be written: those of 100 000 clips would be the largest part of memory."""
@@ -99,7 +103,7 @@ def pack(
             recipe=recipe.resolved(),
             fingerprints=recipe.row_fingerprints(aligned),
             class_names=corpus.class_names or POLARITIES,
-            names={modality: survey.names[modality] for modality in layout.TIMED},
+            names=reader.names(survey.usable[0]),
             versions=versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
@@ -110,7 +114,8 @@ def pack(
             target.check()
             say(done, total)
 
-        truncated = _fill(file, survey.usable, corpus.class_names, reader, shapes, step)
+        with ThreadPoolExecutor(1) as writer:
+            truncated = _fill(file, survey.usable, corpus.class_names, reader, shapes, step, writer)
         truncated["text"] = sum("cut_text" in clip.status.split("+") for clip in survey.clips)
         layout.write_clips(file, survey.clips)
         file.attrs["truncated"] = layout.canonical_json(truncated)
@@ -132,7 +137,6 @@ class _Survey:
     def __init__(self) -> None:
         self.clips: list[ClipStatus] = []
         self.usable: list[Clip] = []
-        self.names: dict[str, list[str]] = {}
         self.columns: dict[str, int] = {}
         self.pieces = 0
         """Of the longest text."""
@@ -149,7 +153,7 @@ class _Survey:
         self.columns["text"] = shards["text"].details["columns"]
         for modality in layout.TIMED:
             details = shards[modality].details
-            self.names[modality], self.columns[modality] = details["names"], len(details["names"])
+            self.columns[modality] = details["columns"]
             self.lengths[modality].append(grid_steps(status.seconds, grid_hz) if grid_hz else details["steps"])
 
     def padded(self, modality: str, rule: str) -> int:
@@ -186,6 +190,11 @@ class _Reader:
             status, reason = FAILED, f"cannot be aligned: {reason}"
         return ClipStatus(clip.id, clip.split, status, reason, seconds), shards
 
+    def names(self, clip: Clip) -> dict[str, tuple[str, ...]]:
+        """Modality → one name per column; any usable clip has them."""
+        shards = self._shards(clip, arrays=True)
+        return {modality: shards[modality].names for modality in layout.TIMED}
+
     def rows(self, clip: Clip) -> tuple[Mapping[str, NDArray], list[Word], str]:
         """A usable clip's rows, not padded, its words, and its transcript, which may have been heard."""
         found = features(self._shards(clip, arrays=True), self._recipe)
@@ -199,6 +208,7 @@ def _fill(
     reader: _Reader,
     shapes: Mapping[str, tuple[int, int]],
     report: Report,
+    writer: ThreadPoolExecutor,
 ) -> dict[str, int]:
     """The second pass: write every usable clip's rows; returns how many were cut per modality."""
     truncated = dict.fromkeys(layout.TIMED, 0)
@@ -211,17 +221,16 @@ def _fill(
         group = layout.create_split(file, split, len(members), shapes)
         if class_names:
             layout.create_unimodal_classes(group)
-        rows_of = _Rows(group)
-        for row, clip in enumerate(members):
+        rows_of = _Rows(group, moments if split == "train" else {}, writer)
+        for clip in members:
+            rows_of.next()
             rows, found, said = reader.rows(clip)
-            _write_labels(rows_of, row, replace(clip, text=said), class_names)
-            _write_text(rows_of, row, rows, shapes["text"][0])
+            _write_labels(rows_of, replace(clip, text=said), class_names)
+            _write_text(rows_of, rows, shapes["text"][0])
             for modality in layout.TIMED:
-                kept = _write_track(rows_of, row, modality, rows, shapes[modality][0])
+                kept = _write_track(rows_of, modality, rows, shapes[modality][0])
                 truncated[modality] += len(rows[modality]) > kept
-                if split == "train":
-                    moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
-            rows_of.put_words(row, found)
+            rows_of.put_words(found)
             done += 1
             report(done, len(clips))
         rows_of.finish()
@@ -231,79 +240,105 @@ def _fill(
 
 
 class _Rows:
-    """The datasets of one split, written row by row.
+    """The datasets of one split, filled clip by clip.
 
-    Where a row is a chunk it goes to the file as it is, at a tenth of the cost of `dataset[row] = values`. What is one
-    value per clip is kept until the end.
+    Arrays go to the file a block of clips at a time, which costs a tenth of `dataset[row] = values` for each, while
+    `writer`, a pool of one thread, still has the block before. What is one value per clip is kept until the end.
+    `moments` get the valid steps of their modality.
     """
 
-    def __init__(self, group: h5py.Group):
-        self._group = group
+    def __init__(self, group: h5py.Group, moments: Mapping[str, Moments], writer: ThreadPoolExecutor):
+        self._group, self._moments, self._writer = group, moments, writer
         datasets = dict(group.items())
-        self._chunks = {key: (d.id, np.empty(d.shape[1:], d.dtype)) for key, d in datasets.items() if d.chunks}
+        self._arrays = {key: d for key, d in datasets.items() if d.ndim > 1 and d.size}
+        self._held = max(1, _BLOCK // sum(d.nbytes // len(d) for d in self._arrays.values()))
+        self._block, self._spare = self._empty_block(), self._empty_block()
+        self._writing: Future[None] | None = None
+        self._first, self._row = 0, -1
         self._values: dict[str, Any] = {
             key: [""] * len(d) if key in layout.STRINGS else d[:] for key, d in datasets.items() if d.ndim == 1
         }
         self._words: list[tuple[int, str, float, float, float, int, int]] = []
 
-    def put(self, key: str, row: int, value: str | float) -> None:
-        self._values[key][row] = value
+    def _empty_block(self) -> dict[str, NDArray]:
+        return {key: np.zeros((min(self._held, len(d)), *d.shape[1:]), d.dtype) for key, d in self._arrays.items()}
 
-    def put_steps(self, key: str, row: int, values: NDArray) -> None:
+    def next(self) -> None:
+        """On to the next clip."""
+        self._row += 1
+        if self._row == self._first + self._held:
+            self._hand_over()
+
+    def put(self, key: str, value: str | float) -> None:
+        self._values[key][self._row] = value
+
+    def put_steps(self, key: str, values: NDArray) -> None:
         """Values of fewer steps than there is room for; steps are the first axis, in `text_bert` the last."""
-        if key not in self._chunks:
-            return  # no columns, so nothing to write
-        dataset, chunk = self._chunks[key]
-        chunk.fill(0)
-        chunk[tuple(map(slice, values.shape))] = values
-        dataset.write_direct_chunk((row, *(0 for _ in chunk.shape)), chunk)
+        if key in self._block:  # or it has no columns, so that there is nothing to write
+            self._block[key][self._row - self._first][tuple(map(slice, values.shape))] = values
 
-    def put_words(self, row: int, words: Iterable[Word]) -> None:
-        self._words += [(row, w.text, w.start, w.end, w.confidence, *w.span) for w in words]
-        if len(self._words) >= _WORDS_HELD:
-            self._write_words()
+    def put_words(self, words: Iterable[Word]) -> None:
+        self._words += [(self._row, w.text, w.start, w.end, w.confidence, *w.span) for w in words]
 
     def finish(self) -> None:
+        self._row += 1
+        self._hand_over()
+        self._wait()
         for key, values in self._values.items():
             self._group[key][:] = values
-        self._write_words()
-
-    def _write_words(self) -> None:
         layout.write_words(self._group, self._words)
-        self._words = []
+
+    def _hand_over(self) -> None:
+        self._wait()
+        words, self._words = (self._words, []) if len(self._words) >= _WORDS_HELD else ([], self._words)
+        self._writing = self._writer.submit(self._write, self._block, slice(self._first, self._row), words)
+        self._block, self._spare, self._first = self._spare, self._block, self._row
+
+    def _wait(self) -> None:
+        if self._writing:
+            self._writing.result()
+
+    def _write(self, block: Mapping[str, NDArray], rows: slice, words: Sequence[Any]) -> None:
+        for modality in self._moments.keys() & block.keys():
+            self._moments[modality].add(block[modality][block[f"{modality}_mask"]])
+        for key, values in block.items():
+            self._arrays[key].write_direct(values, np.s_[: rows.stop - rows.start], rows)
+            values.fill(0)
+        if words:
+            layout.write_words(self._group, words)
 
 
-def _write_labels(rows: _Rows, row: int, clip: Clip, class_names: Sequence[str]) -> None:
+def _write_labels(rows: _Rows, clip: Clip, class_names: Sequence[str]) -> None:
     for key, text in (("id", clip.id), ("raw_text", clip.text), ("annotations", clip.annotation)):
-        rows.put(key, row, text.replace("\0", ""))  # HDF5 strings end at a NUL
+        rows.put(key, text.replace("\0", ""))  # HDF5 strings end at a NUL
     if class_names:
         for column, key in _CLASS_COLUMNS.items():
             if column in clip.classes:
-                rows.put(key, row, class_names.index(clip.classes[column]))
+                rows.put(key, class_names.index(clip.classes[column]))
         return
-    rows.put(layout.REGRESSION, row, clip.label)
-    rows.put("classification_labels", row, layout.polarity(np.array([clip.label]))[0])
+    rows.put(layout.REGRESSION, clip.label)
+    rows.put("classification_labels", layout.polarity(np.array([clip.label]))[0])
     for key, label in zip(layout.UNIMODAL.values(), (clip.label_T, clip.label_A, clip.label_V), strict=True):
-        rows.put(key, row, label)
+        rows.put(key, label)
 
 
-def _write_text(target: _Rows, row: int, rows: Mapping[str, NDArray], length: int) -> None:
+def _write_text(target: _Rows, rows: Mapping[str, NDArray], length: int) -> None:
     """The extractor has cut the transcript to `length` with `[SEP]` kept, so that these vectors are exactly what the
     encoder gives for these ids."""
     pieces = rows["text_bert"].shape[1]
     if pieces > length:
         raise ValueError(f"{pieces} wordpieces do not fit into {length}")
-    target.put_steps("text_bert", row, rows["text_bert"])
-    target.put_steps("text", row, rows["text"])
-    target.put("text_lengths", row, pieces)
+    target.put_steps("text_bert", rows["text_bert"])
+    target.put_steps("text", rows["text"])
+    target.put("text_lengths", pieces)
 
 
-def _write_track(target: _Rows, row: int, modality: str, rows: Mapping[str, NDArray], length: int) -> int:
+def _write_track(target: _Rows, modality: str, rows: Mapping[str, NDArray], length: int) -> int:
     kept = min(len(rows[modality]), length)
-    target.put(f"{modality}_lengths", row, kept)
+    target.put(f"{modality}_lengths", kept)
     if kept:
         for key in (modality, f"{modality}_mask", f"{modality}_times"):
-            target.put_steps(key, row, rows[key][:kept])
+            target.put_steps(key, rows[key][:kept])
     return kept
 
 

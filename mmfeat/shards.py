@@ -10,8 +10,8 @@ a corrected label redoes nothing, and a half-written file is never taken for a r
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +28,9 @@ from mmfeat.corpus import Clip
 from mmfeat.files import atomic
 from mmfeat.layout import canonical_json
 
+_FORMAT = 2
+"""Changes with what a shard's file holds, so that those of before are not taken for ours."""
+
 _FOLDER = re.compile(r"[a-z]+-[0-9a-f]{16}")
 """A part and its fingerprint."""
 
@@ -43,7 +46,9 @@ class Shard:
     """Length of the clip as far as it was decoded."""
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Plain values: column names, words."""
+    """Plain values: words, what was measured."""
+    names: tuple[str, ...] = ()
+    """One name per column, where columns have names; not read without the arrays."""
 
 
 class ShardError(RuntimeError):
@@ -75,12 +80,10 @@ class Store:
             "seconds": shard.seconds,
             "details": shard.details,
         }
-        packed = np.frombuffer(canonical_json(head).encode(), np.uint8)
         path = Path(place + ".npz")
-        archive = io.BytesIO()  # one write instead of dozens of small ones
-        np.savez(archive, head=packed, **shard.arrays)  # type: ignore[arg-type]
         with atomic(path) as temporary:
-            temporary.write_bytes(archive.getbuffer())
+            # Names have a member of their own: they are half of a small shard, and the same in all of them.
+            temporary.write_bytes(npz.archive({"head": _json(head), "names": _json(shard.names), **shard.arrays}))
         Path(place + ".failed").unlink(missing_ok=True)
         return path
 
@@ -128,19 +131,32 @@ class Store:
     def _places(self, clip: Clip, fingerprints: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """(part, `_place`) of several parts; the clip's file is looked at once. Text, since 100 000 clips have as many
         places as a Path would take seconds for."""
-        source = _source(clip) if clip.transcriber or any(part != "text" for part in fingerprints) else None
+        base: dict[str, Any] = {"format": _FORMAT, "id": clip.id}
+        source: dict[str, Any] = {}
+        if clip.transcriber or any(part != "text" for part in fingerprints):
+            source = {"media": _stamp(clip.path) if clip.path else None, "start": clip.start, "end": clip.end}
+        said = {"text": clip.text, "transcriber": clip.transcriber}
+        keys: dict[tuple[bool, bool], str] = {}  # audio and vision have the same
         for part, fingerprint in fingerprints.items():
-            made_from: dict[str, Any] = {"id": clip.id}
-            if part != "text" or clip.transcriber:
-                made_from |= {"media": source, "start": clip.start, "end": clip.end}
-            if part in ("text", "words"):
-                made_from["text"] = clip.text
-                if clip.transcriber:
-                    made_from["transcriber"] = clip.transcriber
+            hears, reads = part != "text" or bool(clip.transcriber), part in ("text", "words")
             if given := clip.given.get(part):
-                made_from[part] = _stamp(given)
-            key = hashlib.sha256(canonical_json(made_from).encode()).hexdigest()[:32]
+                key = _hash(base | (source if hears else {}) | (said if reads else {}) | {part: _stamp(given)})
+            elif not (key := keys.get((hears, reads), "")):
+                key = keys[hears, reads] = _hash(base | (source if hears else {}) | (said if reads else {}))
             yield part, f"{self.workdir}/{part}-{fingerprint}/{key[:2]}/{key}"
+
+
+def _hash(made_from: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(made_from).encode()).hexdigest()[:32]
+
+
+def _json(value: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(canonical_json(value).encode(), np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _names(packed: bytes) -> tuple[str, ...]:
+    return tuple(json.loads(packed))
 
 
 def _read(place: str, clip: Clip, arrays: bool) -> Shard:
@@ -148,6 +164,7 @@ def _read(place: str, clip: Clip, arrays: bool) -> Shard:
     try:
         content = npz.read(path) if arrays else {"head": npz.first(path)}
         head = json.loads(content.pop("head").tobytes())
+        names = _names(content.pop("names").tobytes()) if arrays else ()
     except FileNotFoundError:
         if reason := _failure(place):
             return Shard("failed", reason)
@@ -157,7 +174,7 @@ def _read(place: str, clip: Clip, arrays: bool) -> Shard:
         raise ShardError(
             f"{path} (clip {clip.id}) was damaged ({error}) and is removed: the same command extracts it again"
         ) from None
-    return Shard(head["status"], head["reason"], head["seconds"], content, head["details"])
+    return Shard(head["status"], head["reason"], head["seconds"], content, head["details"], names)
 
 
 def _failure(place: str) -> str:
@@ -167,12 +184,8 @@ def _failure(place: str) -> str:
         return ""
 
 
-def _source(clip: Clip) -> list[Any] | None:
-    """What tells one version of a media file from another without reading it; None where it is gone."""
-    return _stamp(clip.path) if clip.path else None
-
-
 def _stamp(path: Path) -> list[Any] | None:
+    """What tells one version of a file from another without reading it; None where it is gone."""
     try:
         stat = path.stat()
     except OSError:

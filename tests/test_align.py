@@ -235,13 +235,13 @@ def test_a_corpus_on_one_clock_packs(tmp_path: Path) -> None:
         sight = Track.empty(("y",))
         shown = pieces([(0, 5)])
         parts = {
-            "audio": ({"times": sound.times, "values": sound.values, "valid": sound.valid}, ["x"]),
-            "vision": ({"times": sight.times, "values": sight.values, "valid": sight.valid}, ["y"]),
-            "text": ({k: getattr(shown, k) for k in ("ids", "segments", "spans", "values")}, []),
+            "audio": ({"times": sound.times, "values": sound.values, "valid": sound.valid}, ("x",)),
+            "vision": ({"times": sight.times, "values": sight.values, "valid": sight.valid}, ("y",)),
+            "text": ({k: getattr(shown, k) for k in ("ids", "segments", "spans", "values")}, ()),
         }
         for part, (arrays, names) in parts.items():
-            details = {"steps": len(arrays.get("valid", ())), "names": names, "columns": 2}
-            store.write(clip, part, recipe.fingerprints()[part], Shard("ok", "", seconds, arrays, details))
+            details = {"steps": len(arrays.get("valid", ())), "columns": len(names) or 2}
+            store.write(clip, part, recipe.fingerprints()[part], Shard("ok", "", seconds, arrays, details, names))
     corpus = Corpus(tmp_path, clips, [])
     pack(corpus, recipe, store, tmp_path / "f.h5")
     with FeatureFile(tmp_path / "f.h5") as file:

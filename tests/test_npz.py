@@ -1,8 +1,9 @@
-"""What numpy.savez wrote is read as numpy.load reads it, or refused."""
+"""What numpy.savez wrote is read as numpy.load reads it, or refused; what is written here, numpy.load reads."""
 
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ def saved(**content: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.savez(file, **content)
     return file.getvalue()
+
+
+def write(**content: np.ndarray) -> bytes:
+    return npz.archive(content)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,20 @@ def test_what_numpy_wrote_is_read(path, one, two):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@given(arrays.arrays(KINDS, SHAPES), arrays.arrays(KINDS, SHAPES))
+def test_what_is_written_numpy_reads(path, one, two):
+    content = {"head": one, "values": two, "turned": two.T}
+    path.write_bytes(npz.archive(content))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None and len(archive.namelist()) == 3
+    with np.load(path, allow_pickle=False) as theirs:
+        for found in (theirs, npz.read(path)):
+            assert list(found) == list(content)
+            for name, array in content.items():
+                assert found[name].dtype == array.dtype and found[name].shape == array.shape
+                np.testing.assert_array_equal(found[name], array)
+
+
 def test_a_first_member_of_any_size(path):
     large = np.arange(100_000)
     path.write_bytes(saved(head=large, values=np.ones(3)))
@@ -52,7 +71,7 @@ def test_a_first_member_of_any_size(path):
 @given(st.data())
 def test_damage_is_refused_or_without_effect(path, data):
     content = {"head": np.arange(40, dtype=np.uint8), "values": np.arange(12.0).reshape(3, 4)}
-    whole = saved(**content)
+    whole = data.draw(st.sampled_from([saved, write]))(**content)
     at = data.draw(st.integers(0, len(whole) - 1))
     if data.draw(st.booleans()):
         damaged = whole[:at]
@@ -71,5 +90,7 @@ def test_no_objects_are_unpickled(path):
     path.write_bytes(saved(head=np.array([{}], dtype=object)))
     with pytest.raises(ValueError, match="Python objects"):
         npz.read(path)
+    with pytest.raises(ValueError, match="Python objects"):
+        npz.archive({"head": np.array([{}], dtype=object)})
     with pytest.raises(FileNotFoundError):
         npz.read(path.with_name("nowhere.npz"))

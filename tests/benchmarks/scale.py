@@ -72,8 +72,8 @@ def shards(shape: Shape, rng: np.random.Generator) -> dict[str, Shard]:
             "values": rng.standard_normal((steps, columns), np.float32),
             "valid": np.ones(steps, bool),
         }
-        names = [f"{part}_{k}" for k in range(columns)]
-        made[part] = Shard("ok", seconds=4.0, arrays=arrays, details={"steps": steps, "names": names})
+        names = tuple(f"{part}_{k}" for k in range(columns))
+        made[part] = Shard("ok", "", 4.0, arrays, {"steps": steps, "columns": columns}, names)
     steps, columns = shape.text
     arrays = {
         "ids": np.arange(steps, dtype=np.int32),
