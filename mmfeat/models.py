@@ -267,8 +267,9 @@ def digest(name_or_path: str) -> str:
     if name_or_path in MODELS:
         return MODELS[name_or_path].sha256
     path = Path(name_or_path).expanduser()
-    files = [path] if path.is_file() else _content(resolve(name_or_path))
-    listing = "".join(f"{file.name} {model_files.sha256(file)}\n" for file in files)
+    if path.is_file():
+        return model_files.sha256(path)
+    listing = "".join(f"{file.name} {model_files.sha256(file)}\n" for file in _content(resolve(name_or_path)))
     return hashlib.sha256(listing.encode()).hexdigest()
 
 

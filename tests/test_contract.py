@@ -20,6 +20,7 @@ from mmfeat.media import open_media
 from mmfeat.recipe import Recipe, load_recipe
 from tests import tiny_models
 from tests.media_files import tone, write_media
+from tests.test_audio_librosa import speechlike
 
 MISSING = object()
 CANDIDATES = (
@@ -123,8 +124,10 @@ def test_fingerprints_change_with_each_setting_that_matters_each_model_and_nothi
     registered = find(name)
     config = registered.config.model_validate(settings(name))
     for field in registered.config.model_fields:
-        if getattr(config, field) in registered.models(config):
-            continue  # not its name but its content counts, see below
+        if (model := getattr(config, field)) in registered.models(config):  # not its name but its content counts
+            assert fingerprint(**{field: f"elsewhere/{Path(model).name}"}) == before, field
+            assert fingerprint(**{field: "elsewhere/another"}) != before, field
+            continue
         base, value = change(config, field)
         with_it, without_it = (fingerprint(**{**base, **settings(name), **more}) for more in ({field: value}, {}))
         idle = field not in config.identity()  # no effect, or of a feature that is not asked for
@@ -138,6 +141,61 @@ def test_fingerprints_change_with_each_setting_that_matters_each_model_and_nothi
     real = recipe_module._registered
     monkeypatch.setattr(recipe_module, "_registered", lambda part, kind: later if kind == name else real(part, kind))
     assert fingerprint() != before
+
+
+PROBED = {
+    "librosa": {},
+    "opensmile": {},
+    "ssl": {"chunk_seconds": 1.5, "context_seconds": 0.5},
+    "transformers": {},
+    "glove": {},
+}
+"""Extractors whose every setting is tried, → settings from which more of them show."""
+LAST_DIGITS = {("ssl", "batch_size"): "less than 1e-4, and nothing on some machines"}
+
+
+def same_output(one: Any, other: Any) -> bool:
+    arrays = ("values", "times", "valid") if hasattr(one, "times") else ("values", "spans", "ids")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_a_setting_is_part_of_the_identity_exactly_where_some_clip_shows_it(
+    name: str, settings: Any, tmp_path: Path
+) -> None:
+    """What is left out never changes the output here; what is in it does, by some value, for this sound or text."""
+    if missing := ENTRIES[name].missing():
+        pytest.skip(f"{', '.join(missing)} not installed")
+    given = {**settings(name), **PROBED[name]}
+    if name == "transformers":
+        given["model"] = str(tiny_models.text(tmp_path / "bert"))
+    if name == "glove":
+        (tmp_path / "vectors.txt").write_text("Us 1 2\nus 3 4\nday 5 6\n")
+        given["vectors"] = str(tmp_path / "vectors.txt")
+    registered = find(name)
+    config = registered.config.model_validate(given)
+    heard = speechlike(4.0, 22050)
+    given_to_it = "Us what a lovely unlovely day " * 20 if ENTRIES[name].modality == "text" else heard
+    for field in registered.config.model_fields:
+        if getattr(config, field) in registered.models(config) or (name, field) in LAST_DIGITS:
+            continue
+        base, _ = change(config, field)
+        start = registered.config.model_validate({**config.model_dump(), **base})
+        before, shown = registered.make(start)(given_to_it), False
+        for value in others(start, field):
+            changed = registered.config.model_validate({**start.model_dump(), field: value})
+            try:
+                same = same_output(registered.make(changed)(given_to_it), before)
+            except (ValueError, MissingBackendError):
+                continue  # impossible with this model or at this rate
+            if changed.identity() == start.identity():
+                assert same, f"{field}={value!r} changes the output, but not the fingerprint"
+                shown = True
+            elif not same:
+                shown = True
+            if shown:
+                break
+        assert shown, f"{field} changes the fingerprint, but never the output"
 
 
 class TestRealStreams:

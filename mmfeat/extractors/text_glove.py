@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -43,6 +43,11 @@ class GloveConfig(TextConfig):
     )
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"vectors"})
+
+    def identity(self) -> dict[str, Any]:
+        """`member` is of archives only."""
+        idle = () if self.vectors.lower().endswith(".zip") else ("member",)
+        return {name: value for name, value in super().identity().items() if name not in idle}
 
 
 def _file(config: GloveConfig) -> tuple[str]:
