@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -151,6 +152,69 @@ def test_a_poor_portrait_does_not_split_a_person(nets: FaceNets, cast: list[Face
             scenes[-1] = np.round(scenes[-1] * shown + 255 * (1 - shown)).astype(np.uint8)
     seen = identities(nets, scenes)
     assert set().union(*seen) == {0} and set(seen[-1]) == {0}
+
+
+def pushed(image: Image, rng: np.random.Generator) -> Image:
+    """As a camera in the hand sees it: shifted by up to a twentieth, turned, on some frames blurred."""
+    height, width = image.shape[:2]
+    warp = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-2, 2), 1.1)
+    warp[:, 2] += rng.uniform(-0.05, 0.05, 2) * (width, height)
+    moved = cv2.warpAffine(image, warp, (width, height), borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(moved if rng.random() < 0.7 else cv2.blur(moved, (9, 1)), np.uint8)
+
+
+def troubled(kind: str, scenes: list[Image]) -> list[Image]:
+    """The scenes, at least 45, with something in them that is no cut."""
+    rng = np.random.default_rng(0)
+    flashes = {"flash": (30,), "long flash": (29, 30), "strobe": (20, 22, 24, 30, 33, 36)}.get(kind, ())
+    seen = [cv2.add(scene, (120,) * 4) if k in flashes else scene for k, scene in enumerate(scenes)]
+    if kind == "fade":
+        seen = [np.round(scene * min(1, max(abs(k - 24) - 3, 0) / 8)).astype(np.uint8) for k, scene in enumerate(seen)]
+    if kind == "fade to white":
+        shown = [min(1, max(abs(k - 24) - 3, 0) / 8) for k in range(len(seen))]
+        seen = [np.round(scene * a + 255 * (1 - a)).astype(np.uint8) for scene, a in zip(seen, shown, strict=True)]
+    if kind == "shake":
+        seen = [pushed(scene, rng) for scene in seen]
+    if kind == "colours":
+        seen = [
+            np.clip(s * np.array([1.4, 1, 0.6]) + 10, 0, 255).astype(np.uint8) if k > 20 else s
+            for k, s in enumerate(seen)
+        ]
+    return [np.asarray(scene, np.uint8) for scene in seen]
+
+
+TROUBLES = ["flash", "long flash", "strobe", "fade", "fade to white", "shake", "colours"]
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+@pytest.mark.parametrize("clip", ["grid/Raw/bbaf2n", "openface/subj01_timepoint01.mp4"])
+def test_one_person_stays_one_through(nets: FaceNets, shared_data: Path, clip: str, kind: str) -> None:
+    path = shared_data / clip
+    with open_media(next(path.iterdir()) if path.is_dir() else path) as media:
+        images = [frame.image for frame in islice(media.frames(), 60)]
+    scale = 400 / images[0].shape[1]
+    images = [
+        np.asarray(cv2.resize(i, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8) for i in images
+    ]
+    seen = identities(nets, troubled(kind, images))
+    assert set().union(*seen) == {0} and set(seen[-1]) == {0}
+
+
+@pytest.mark.parametrize("kind", ["flash", "black", "fade"])
+def test_somebody_else_after(nets: FaceNets, cast: list[Face], kind: str) -> None:
+    """A flash, black frames or a fade hide a cut to another person at the same place before the same wall."""
+    scenes = []
+    for k in range(50):
+        scenes.append(wall())
+        put(scenes[-1], cast[0 if k < 20 else 2], 240, noise=k)
+        if kind == "flash" and k in (19, 20):
+            scenes[-1] = np.asarray(cv2.add(scenes[-1], (120,) * 4), np.uint8)
+        if kind == "black" and 20 <= k < 24:
+            scenes[-1][:] = 0
+        if kind == "fade":
+            scenes[-1] = np.round(scenes[-1] * min(1, abs(k - 20) / 8)).astype(np.uint8)
+    seen = identities(nets, scenes)
+    assert set(seen[10]) == {0} and 0 not in set().union(*seen[36:]) and len(seen[-1]) == 1
 
 
 def test_a_fade_in_of_real_footage_is_one_person(nets: FaceNets, shared_data: Path) -> None:

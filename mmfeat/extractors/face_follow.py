@@ -37,6 +37,8 @@ _ALIKE, _UNLIKE = 0.6, 1.0
 """How far apart the looks of one person may be, see `looks`, and how far where the place speaks for that person."""
 _CHANGED = 0.3
 """… and how far from one frame to the next where much of the picture is new."""
+_BLINDED = 4
+"""Frames after which a face must look again as it did before a flash."""
 _JUMP = 0.3
 """A face that moves by more than this share of its size beyond what it was about to do is looked at closely."""
 _CUT_OFF = 0.1
@@ -79,6 +81,8 @@ class _Followed:
     """Of the last portrait, see `_clarity`."""
     portrayed: int = 0
     """Index of the frame of the last portrait."""
+    in_doubt: bool = False
+    """Whether it was not recognised since a flash, or since it came back in poor light."""
 
     def unlike(self, portrait: Floats) -> float:
         """How far a face is from what this one looked like."""
@@ -154,6 +158,7 @@ class FaceFollower:
         self._faceless = 0
         self._is_new_shot = True
         self._identities = 0
+        self._blinded_until = 0
 
     def __call__(self, image: Image, time: float | None = None) -> list[Seen]:
         """The faces in the next frame, none twice. It is shown from `time` on; without it, 25 frames make a second."""
@@ -190,12 +195,14 @@ class FaceFollower:
         new = self._new(image)
         if new >= _CUT:
             self._forget()
+        elif self._new.is_flash:
+            self._put_off_judgement()
         found: list[_Look] = []
         for face in self._followed:
             mesh, score = self._nets.mesh(image, face.region)
             if score >= self._presence and np.isfinite(mesh).all():
                 found.append(_Look(face, mesh, _box(mesh), _region(mesh)))
-        if new >= _DOUBT:
+        if new >= _DOUBT and not self._new.is_flash:
             same = [look for look in found if not self._has_changed(image, look)]
             if found and not same:
                 self._forget()
@@ -206,6 +213,15 @@ class FaceFollower:
         self._gone += [face for face in self._followed if face not in {look.face for look in found}]
         self._followed = [look.face for look in found]
         return found
+
+    def _put_off_judgement(self) -> None:
+        """In a flash none can be told from another: for a few frames a face need not look as it did before."""
+        assert self._last is not None
+        for face in self._followed:
+            if not face.in_doubt:
+                face.add(looks(self._last, face.region), face.clarity, self._frame)
+            face.in_doubt = True
+        self._blinded_until = self._frame + _BLINDED
 
     def _has_changed(self, image: Image, look: _Look) -> bool:
         """Whether somebody else is where a face was in the last frame."""
@@ -218,6 +234,8 @@ class FaceFollower:
     def _is_itself(self, image: Image, look: _Look) -> bool:
         """Whether a mesh still sits on the face that it followed, and did not slip to somebody else's close by."""
         leapt = look.face.leap(look.region) > _JUMP
+        if look.face.in_doubt and not leapt:
+            return self._is_still_possible(image, look)
         if not leapt and self._frame - look.face.portrayed < self._detect_every:
             return True
         portrait = looks(image, look.region)
@@ -228,6 +246,15 @@ class FaceFollower:
         if any(_is_beside(look.region, face.region) for face in others):
             return True  # a portrait would show them both
         return look.face.is_confirmed(portrait, _clarity(image, look.region, look.box), self._frame)
+
+    def _is_still_possible(self, image: Image, look: _Look) -> bool:
+        """Of a face in doubt, which ends when it is recognised: it must be once the light is good, and before long."""
+        if self._frame < self._blinded_until:
+            return True
+        face, clarity = look.face, _clarity(image, look.region, look.box)
+        is_dark = clarity < 0.8 * face.clarity and self._frame - face.portrayed < self._detect_every
+        face.in_doubt = face.unlike(looks(image, look.region)) > (_ALIKE if is_dark else _UNLIKE)
+        return is_dark or not face.in_doubt
 
     def _without_doubles(self, image: Image, found: list[_Look]) -> list[_Look]:
         """Where one person hides another, both meshes end on the one in front: it stays with whom it belongs to."""
@@ -262,11 +289,15 @@ class FaceFollower:
         if presence < self._presence or not np.isfinite(mesh).all() or _known(_box(mesh), seen):
             return
         region, portrait = _region(mesh), looks(image, _region(mesh))
-        face = self._recognised(region, portrait, time)
+        clarity = _clarity(image, region, _box(mesh))
+        face = self._recognised(region, portrait, clarity, time)
         if face is None:
             face = _Followed(self._identities, region, _box(mesh), time)
             self._identities += 1
-        face.add(portrait, _clarity(image, region, _box(mesh)), self._frame)
+        if face.in_doubt:
+            face.portrayed = self._frame
+        else:
+            face.add(portrait, clarity, self._frame)
         face.move(region, _box(mesh), time)
         face.motion = 0.0, 0.0
         self._followed.append(face)
@@ -276,16 +307,21 @@ class FaceFollower:
         tilted = (replace(region, angle=region.angle + turn) for turn in (-_TILT, _TILT))
         return all(self._nets.mesh(image, look)[1] >= max(self._presence, _MET) for look in tilted)
 
-    def _recognised(self, region: Region, portrait: Floats, time: float) -> _Followed | None:
-        """The face that was gone and is here again: of those within reach, the one that looks most like it."""
+    def _recognised(self, region: Region, portrait: Floats, clarity: float, time: float) -> _Followed | None:
+        """The face that was gone and is here again: of those within reach, the one that looks most like it.
+
+        In poor light, as where a picture fades in, it is for the time being who was last seen at that place.
+        """
         near = [face for face in self._gone if _can_be_reached(face, region, time)]
         face = min(near, key=lambda face: face.unlike(portrait), default=None)
         if face is None:
             return None
         crowd = [other for other in self._followed if _is_beside(region, other.region)]
         limit = max(_UNLIKE, *(other.unlike(portrait) for other in crowd)) if crowd else _ALIKE
-        if face.unlike(portrait) > limit:
+        is_known = face.unlike(portrait) <= limit
+        if not is_known and (clarity >= 0.5 * face.clarity or face.leap(region) > _JUMP):
             return None
+        face.in_doubt = not is_known
         self._gone.remove(face)
         return face
 
