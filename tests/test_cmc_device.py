@@ -167,7 +167,19 @@ def test_arrays_without_room_on_the_device_stay_and_go_batch_by_batch(on_meta, m
 def test_the_benchmark_runs_on_a_cpu_as_on_a_gpu():
     """Its figures are for whoever has a GPU; here, that it runs, and that a step reads nothing from the device."""
     script = Path(__file__).parent / "benchmarks" / "gpu.py"
-    arguments = "--device cpu --as-gpu --clips 16 --batch-sizes 8 --epochs 1 --encoder-layers 1".split()
+    arguments = [
+        "--device",
+        "cpu",
+        "--as-gpu",
+        "--clips",
+        "16",
+        "--batch-sizes",
+        "8",
+        "--epochs",
+        "1",
+        "--encoder-layers",
+        "1",
+    ]
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rates = [line for line in done.stdout.splitlines() if line.startswith("stage 1")]

@@ -31,7 +31,8 @@ DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "golden" / "
 PATTERN = os.environ.get("MMFEAT_GOLDEN", str(DEFAULT))
 FILES = sorted(glob.glob(PATTERN))  # noqa: PTH207 - the variable holds a whole pattern, folders included
 TASK = Task(("negative", "neutral", "positive"), True)
-ROUNDING = 1e-6
+ROUNDING = 1e-7
+"""A gradient's root mean square below which it is rounding: float32's, of terms around 1."""
 SHORT = {"text": "t", "audio": "a", "vision": "v"}
 
 if not FILES and "MMFEAT_GOLDEN" in os.environ:
@@ -112,9 +113,10 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def two_threads() -> Iterator[None]:
+    """The order of sums depends on how many there are, and with two it is closest to the recorded one."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
 
@@ -175,6 +177,7 @@ def test_stage_1(golden: Golden) -> None:
     models = {m: golden.unimodal(m, f"stage1/init/{SHORT[m]}/") for m in MODALITIES}
     splits = {name: golden.split(name) for name in ("train", "valid")}
     stage = Pretraining(models, splits["train"], splits["valid"], golden.config, TASK)
+    doubtful = Doubtful(stage.optimizer)
     for epoch in range(1, 5):
         trained = stage.train_epoch(epoch, splits["train"].batches(8), steps=3)
         losses = stage.validate(epoch)
@@ -185,9 +188,9 @@ def test_stage_1(golden: Golden) -> None:
                 theirs = golden[f"stage1/epoch{epoch}/{name}_pseudo_{LETTERS[m]}"]
                 found.add(f"{name} soft states", stage.labels[name][m].states, theirs)
     for m in MODALITIES:
-        live, adam = stage.models[m], stage.optimizer
-        weights(found, f"live {m}", live, None, adam, golden.under(f"stage1/epoch4/live_{SHORT[m]}/"), m)
-        weights(found, f"ema {m}", live, stage.judged(m), adam, golden.under(f"stage1/epoch4/ema_{SHORT[m]}/"), m)
+        for kind, ours in (("live", stage.models[m]), ("ema", stage.judged(m))):
+            theirs = golden.unimodal(m, f"stage1/epoch4/{kind}_{SHORT[m]}/")
+            compare(found, f"{kind} {m}", golden, ours, theirs, doubtful.of(stage.models[m]))
     found.check(1e-4)
 
 
@@ -204,6 +207,7 @@ def test_stage_2(golden: Golden) -> None:
         for name in ("train", "valid")
     }
     stage = Finetuning(model, golden.split("train"), golden.split("valid"), labels, golden.config, TASK)
+    doubtful = Doubtful(stage.optimizer)
     test = golden.split("test")
     for epoch in range(1, 4):
         found.add(
@@ -213,43 +217,86 @@ def test_stage_2(golden: Golden) -> None:
         with torch.no_grad():
             logits = torch.cat([model(batch).logits for batch in test.batches(8)])
         found.add("test logits", logits, golden[f"stage2/epoch{epoch}/test_logits"])
-    weights(found, "weights", model, None, stage.optimizer, golden.under("stage2/epoch3/model/"), None)
+    theirs = golden.multimodal("stage2/epoch3/model/", golden.config)
+    compare(found, "weights", golden, model, theirs, doubtful.of(model))
     found.check(1e-4)
 
 
-def weights(
-    found: Deviations,
-    quantity: str,
-    model: Module,
-    averaged: Module | None,
-    optimizer: torch.optim.Optimizer,
-    theirs: Mapping[str, Tensor],
-    modality: str | None,
-) -> None:
-    """Compare weights as far as rounding lets two machines agree.
+@torch.no_grad()
+def test_key_biases_have_no_effect(golden: Golden) -> None:
+    """Softmax does not see what all scores of a query have in common."""
+    found, batch = Deviations(), first(golden.split("test"), 8)
+    model = golden.multimodal("forward/cmc/weights/", golden.config)
+    expected = model(batch).logits
+    for name, parameter in model.named_parameters():
+        parameter[key_bias(name, parameter)] += 0.1
+    found.add("logits with other key biases", model(batch).logits, expected)
+    found.check(1e-6)
+    for name, parameter in model.named_parameters():
+        if name.endswith("in_proj_bias"):
+            parameter += 0.1  # those of queries and values have one
+    assert float((model(batch).logits - expected).abs().max()) > 1e-3
 
-    Adam divides by the gradient's own size, so an element whose true gradient is 0 walks a full step per update in the
-    direction of its rounding error, here as there: every key bias (softmax does not see it) and a few weights of units
-    that are all but dead. Such elements are left out by the size of their gradients. Of the others a few move when a
-    ReLU's input is 0 to the last digit: this very test differs from itself by up to 9e-4 between 1 and 2 threads. So
-    995 of 1000 must be within the bound, and all within a fraction of the way that they went.
-    """
-    theirs = from_reference(theirs, modality)
-    ours = (averaged or model).state_dict()
-    assert ours.keys() == theirs.keys()
-    parameters = dict(model.named_parameters())
-    left_out, deviations = 0, []
-    for name, tensor in ours.items():
-        state = optimizer.state.get(parameters.get(name), {})
-        if state:
+
+def key_bias(name: str, weight: Tensor) -> Tensor:
+    """Which elements of a weight are biases of attention's keys: queries, keys and values lie side by side."""
+    found = torch.zeros(weight.shape, dtype=torch.bool)
+    if name.endswith("in_proj_bias"):
+        found[len(found) // 3 : 2 * len(found) // 3] = True
+    elif name.endswith("attention.self.key.bias"):
+        found[:] = True
+    return found
+
+
+class Doubtful:
+    """Elements of weights whose way is rounding: their gradient was no more than that in one step at least, and Adam,
+    which divides by its size, made a full step of it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self._smallest: dict[Tensor, Tensor] = {}
+        optimizer.register_step_post_hook(self._look)
+
+    def _look(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for parameter, state in optimizer.state.items():
             size = (state["exp_avg_sq"] / (1 - 0.999 ** state["step"])).sqrt()
-            noise = (size > 0) & (size < ROUNDING)
-            left_out += int(noise.sum())
-            tensor, theirs[name] = tensor.where(~noise, 0.0), theirs[name].where(~noise, 0.0)
-        deviations.append((tensor.double() - theirs[name].double()).abs().flatten())
-    trained = sum(parameter.numel() for parameter in parameters.values() if parameter in optimizer.state)
+            size = size.where(size > 0, torch.inf)  # without any gradient yet, it has not moved
+            self._smallest[parameter] = torch.minimum(self._smallest.get(parameter, size), size)
+
+    def of(self, model: Module) -> dict[str, Tensor]:
+        parameters = dict(model.named_parameters())
+        return {n: self._smallest[p] < ROUNDING for n, p in parameters.items() if p in self._smallest}
+
+
+@torch.no_grad()
+def compare(
+    found: Deviations, quantity: str, golden: Golden, ours: Module, theirs: Module, doubtful: Mapping[str, Tensor]
+) -> None:
+    """Weights after training, and what is computed with them.
+
+    Key biases, without any effect, are counted apart: their true gradient is 0. So are the few doubtful elements. Of
+    the others a machine that rounds otherwise moves some by more, by way of a ReLU whose input is nearly 0 (one and
+    two threads of this very test differ by up to 9e-4): 998 of 1000 must be within the bound, and all within ten times
+    that. What the models say must be within it with either weights.
+    """
+    keys = left_out = 0
+    deviations = []
+    for (name, mine), recorded in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        keep = ~key_bias(name, mine)
+        keys += int((~keep).sum())
+        if name in doubtful:
+            assert (doubtful[name] | keep).all(), f"{name}: key biases have a gradient"
+            left_out += int((doubtful[name] & keep).sum())
+            keep &= ~doubtful[name]
+        deviations.append((mine.double() - recorded.double()).abs()[keep])
     deviation = torch.cat(deviations)
-    print(f"{quantity:40} {float(deviation.max()):.2e} at most, {left_out} of {trained} elements left out")
-    assert left_out < 0.005 * trained
-    assert float(deviation.max()) < 2e-3
-    found.add(f"{quantity}, 995 of 1000", deviation.sort().values[int(0.995 * len(deviation))], 0.0)
+    beyond = int((deviation > 1e-4).sum())
+    print(
+        f"{quantity:40} {float(deviation.max()):.2e} at most, {beyond} of {len(deviation)} elements beyond 1e-4; "
+        f"{keys} key biases and {left_out} of rounding left out"
+    )
+    assert left_out < 0.001 * len(deviation)
+    assert float(deviation.max()) < 1e-3
+    found.add(f"{quantity}, 998 of 1000", deviation.sort().values[int(0.998 * len(deviation))], 0.0)
+    for split in ("train", "valid", "test"):
+        for batch in golden.split(split).batches(8):
+            found.add(f"{quantity}, logits with either", ours.eval()(batch).logits, theirs.eval()(batch).logits)
