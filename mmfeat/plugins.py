@@ -2,39 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import sys
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
 from mmfeat.registry import Entry
 
+PATIENCE = 5.0
+"""Seconds that an import may take before the user is told what is waited for."""
 
-def discover(
-    group: str, kind: str, built_in: Mapping[str, Entry], modalities: Collection[str]
-) -> tuple[dict[str, Entry], dict[str, str]]:
-    """(name → Entry, name → why it cannot be used) of the entry points of a group.
 
-    An entry point is named as the part and leads to its Entry. The module that holds the Entry is imported, the one
-    that the Entry names is not. A name that two distributions claim belongs to neither, also where one is this package:
-    which of them made a feature must not depend on what else is installed.
-    """
-    entries: dict[str, Entry] = {}
-    broken: dict[str, str] = {}
+class PluginError(Exception):
+    """A plugin cannot be used; the message names its distribution and says why."""
+
+
+def claims(group: str) -> dict[str, list[EntryPoint]]:
+    """Name → the entry points of a group that are called so. Nothing is imported: only metadata are read."""
+    found: dict[str, list[EntryPoint]] = {}
     for point in sorted(entry_points(group=group), key=lambda point: (point.name, point.value)):
-        owner = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        if other := built_in.get(point.name) or entries.get(point.name):
-            broken[point.name] = (
-                f"{kind} {point.name!r} is in both {other.distribution or 'mmfeat'} and {owner}: uninstall one of them"
-            )
-            continue
-        try:
-            entries[point.name] = replace(_load(point, modalities), distribution=owner)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's module does when it is imported
-            broken[point.name] = f"{kind} {point.name!r} of {owner} cannot be used: {type(error).__name__}: {error}"
-    return entries, broken
+        found.setdefault(point.name, []).append(point)
+    return found
 
 
-def _load(point: EntryPoint, modalities: Collection[str]) -> Entry:
+def load(points: Sequence[EntryPoint], kind: str, is_built_in: bool, modalities: Collection[str]) -> Entry:
+    """The Entry that the entry points of one name lead to, its module imported; not the one that the Entry names.
+
+    Raises PluginError. A name that two distributions claim belongs to neither, also where one is this package: which of
+    them made a feature must not depend on what else is installed.
+    """
+    point, owners = points[0], [*(["mmfeat"] if is_built_in else []), *map(_owner, points)]
+    if len(owners) > 1:
+        raise PluginError(f"{kind} {point.name!r} is in both {owners[0]} and {owners[1]}: uninstall one of them")
+    try:
+        with said_if_slow(f"{kind} {point.name!r} of {owners[0]}: importing {point.module}"):
+            return replace(_entry(point, modalities), distribution=owners[0])
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{kind} {point.name!r} of {owners[0]} cannot be used: {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def said_if_slow(what: str) -> Iterator[None]:
+    """Say on standard error what is being done if it takes long: a stranger's module may wait for a network."""
+    seconds = PATIENCE
+    message = f"mmfeat: {what} takes more than {seconds:g} s; uninstall what it belongs to if it hangs\n"
+    timer = threading.Timer(seconds, lambda: sys.stderr.write(message))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _owner(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _entry(point: EntryPoint, modalities: Collection[str]) -> Entry:
     entry = point.load()
     if not isinstance(entry, Entry):
         raise TypeError(f"{point.value} is no mmfeat.extractors.Entry but {type(entry).__name__}")

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from mmfeat import extractors, models, sound_quality, words
 from mmfeat.align import Method
 from mmfeat.corpus import Clip
-from mmfeat.extractors import Config, Registered
+from mmfeat.extractors import Config, MissingBackendError, Registered
 from mmfeat.layout import TIMED, canonical_json
 from mmfeat.transcribe import TranscribeConfig, Transcriber
 from mmfeat.transcribe import fingerprint as transcriber_fingerprint
@@ -75,9 +75,10 @@ class Recipe(Config):
     @classmethod
     def _extractor_exists(cls, section: dict[str, Any], info: Any) -> dict[str, Any]:
         name = section.get("extractor")
-        if broken := extractors.BROKEN.get(str(name)):
-            raise ValueError(broken)
-        entry = extractors.ENTRIES.get(str(name))
+        try:
+            entry = extractors.entry(str(name))
+        except MissingBackendError as broken:
+            raise ValueError(str(broken)) from None
         if entry is None or entry.modality != info.field_name:
             known = [e.name for e in extractors.ENTRIES.values() if e.modality == info.field_name]
             raise ValueError(f"extractor {name!r} is not one for {info.field_name}; there are: {', '.join(known)}")
@@ -205,8 +206,10 @@ class Recipe(Config):
         deaf = part == "words" and registered.given_file is not None  # times from files, whatever the sound
         if part in HEARING and self.loudness is not None and not deaf:
             identity["loudness"] = [self.loudness, sound_quality.VERSION]
-        if part != "words" and (brought_by := extractors.ENTRIES[name].distribution):
-            identity["distribution"] = brought_by.rsplit(maxsplit=1)[0]  # its `version` says when the output changes
+        entry = None if part == "words" else extractors.entry(name)
+        if entry and entry.distribution:
+            # Without its release: its `version` says when the output changes.
+            identity["distribution"] = entry.distribution.rsplit(maxsplit=1)[0]
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
     def resolved(self) -> dict[str, Any]:

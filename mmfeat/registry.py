@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from mmfeat.corpus import Clip
 
 
@@ -132,7 +134,8 @@ class Registry:
     """Parts of one kind by name. A part enters itself when its module is imported, which `find` does.
 
     With an entry point `group`, other distributions may bring parts for `modalities`; see `mmfeat.plugins`. They are
-    looked up at first use, not on import, since their modules import this one.
+    looked up at first use, not on import, since their modules import this one; and one by one where a name is asked
+    for, so that nobody waits for the import of what nobody uses.
     """
 
     def __init__(self, kind: str, entries: Iterable[Entry], group: str = "", modalities: tuple[str, ...] = ()):
@@ -140,28 +143,43 @@ class Registry:
         self._registered: dict[str, Registered] = {}
         self._entries = {entry.name: entry for entry in entries}
         self._broken: dict[str, str] = {}
-        self._complete = not group
+        self._claims: dict[str, list[EntryPoint]] | None = None if group else {}
 
     @property
     def entries(self) -> dict[str, Entry]:
-        """Name → what is known of each part, plugins included."""
+        """Name → what is known of each part, plugins included, of which all are imported."""
         self._discover()
         return self._entries
 
     @property
     def broken(self) -> dict[str, str]:
-        """Name → why a plugin of that name cannot be used."""
+        """Name → why a plugin of that name cannot be used; all are imported."""
         self._discover()
         return self._broken
 
-    def _discover(self) -> None:
-        if self._complete:
-            return
-        self._complete = True  # first: a plugin that looks here while it is imported sees what comes with mmfeat
-        from mmfeat.plugins import discover
+    def entry(self, name: str) -> Entry | None:
+        """What is known of one part, None where there is none. Of plugins, only that one is imported.
 
-        found, self._broken = discover(self._group, self._kind, self._entries, self._modalities)
-        self._entries |= found
+        Raises MissingBackendError where it is a broken plugin.
+        """
+        self._discover(name)
+        if name in self._broken:
+            raise MissingBackendError(self._broken[name])
+        return self._entries.get(name)
+
+    def _discover(self, only: str | None = None) -> None:
+        """Look up the plugins that nobody has looked up yet, or one of them."""
+        from mmfeat.plugins import PluginError, claims, load
+
+        if self._claims is None:
+            self._claims = claims(self._group)
+        for name in [only] if only is not None else list(self._claims):
+            # Taken out first: a plugin that looks here while it is imported sees what comes with mmfeat.
+            if points := self._claims.pop(name, None):
+                try:
+                    self._entries[name] = load(points, self._kind, name in self._entries, self._modalities)
+                except PluginError as error:
+                    self._broken[name] = str(error)
 
     def register(
         self,
@@ -196,11 +214,9 @@ class Registry:
         Raises KeyError for an unknown name, MissingBackendError where its packages are not installed or a plugin is
         broken.
         """
-        if name in self.broken:
-            raise MissingBackendError(self.broken[name])
-        if name not in self.entries:
+        entry = self.entry(name)
+        if entry is None:
             raise KeyError(f"no {self._kind} {name!r}; there are: {', '.join(sorted(self.entries))}")
-        entry = self.entries[name]
         if missing := entry.missing():
             raise MissingBackendError(f"{self._kind} {name!r} needs {', '.join(missing)}: {entry.install}")
         if entry.distribution:
@@ -210,8 +226,11 @@ class Registry:
         return self._registered[name]
 
     def _import_plugin(self, entry: Entry) -> None:
+        from mmfeat.plugins import said_if_slow
+
         try:
-            importlib.import_module(entry.module)
+            with said_if_slow(f"{self._kind} {entry.name!r} of {entry.distribution}: importing {entry.module}"):
+                importlib.import_module(entry.module)
             if entry.name not in self._registered:
                 raise LookupError(f"module {entry.module} does not register {entry.name!r}")
         except (Exception, SystemExit) as error:

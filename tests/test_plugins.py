@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmfeat import clip, extractors, models
+from mmfeat import clip, extractors, models, plugins
 from mmfeat.layout import FeatureFile
 from mmfeat.media import MediaError
 from mmfeat.recipe import RecipeError, load_recipe
@@ -207,3 +207,42 @@ def test_a_plugin_cannot_take_the_place_of_what_comes_with_mmfeat(site: Path) ->
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "MissingBackendError" in ran and "mm-greedy" in ran and "comes with mmfeat" in ran
     assert ran.splitlines()[-1] == "Librosa"
+
+
+def test_a_plugin_that_hangs_when_it_is_imported_is_not_imported_for_others(site: Path) -> None:
+    models.pull()
+    install(site, "mm-slow", {"slow": "slow_entry:ENTRY"}, slow_entry="import time\ntime.sleep(600)\n")
+    commands = (
+        ["pipelines.cli", "--help"],
+        ["pipelines.cli", "recipe", "sims"],
+        ["pipelines.cli", "models"],
+        ["cmc.cli", "--help"],
+    )
+    for module, *arguments in commands:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    script = (
+        "import sys\nfrom mmfeat.recipe import load_recipe\n"
+        "recipe = load_recipe('default')\nrecipe.check()\nrecipe.fingerprints()\nrecipe.resolved()\n"
+        "assert 'slow_entry' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_what_is_waited_for_is_said(site: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    code = "import time\ntime.sleep(0.5)\n"
+    entry = code + plugin("slow", module="slow_heavy")
+    heavy = f"{code}from mmfeat.extractors import Config, register\nregister('slow', Config, 1)(type('A', (), {{}}))\n"
+    install(site, "mm-slow", {"slow": "slow_entry:ENTRY"}, slow_entry=entry, slow_heavy=heavy)
+    monkeypatch.setattr(plugins, "PATIENCE", 0.1)
+    found = registry("facemesh")
+    assert found.entry("facemesh") and found.entry("other") is None
+    assert capfd.readouterr().err == ""
+    slow = found.entry("slow")
+    assert slow is not None and slow.distribution == "mm-slow 1.0" and found.entry("slow") is slow
+    said = "mmfeat: extractor 'slow' of mm-slow 1.0: importing {} takes more than 0.1 s; uninstall what it belongs to"
+    assert said.format("slow_entry") in capfd.readouterr().err
+    extractors._registry._discover()
+    monkeypatch.setitem(extractors.ENTRIES, "slow", slow)
+    assert extractors.find("slow").version == 1
+    assert said.format("slow_heavy") in capfd.readouterr().err

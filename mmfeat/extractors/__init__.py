@@ -29,6 +29,7 @@ __all__ = [
     "Registered",
     "TextConfig",
     "each_once",
+    "entry",
     "find",
     "register",
 ]
@@ -168,9 +169,9 @@ _registry = Registry(
     group="mmfeat.extractors",
     modalities=("vision", "audio", "text"),
 )
-register, find = _registry.register, _registry.find
+register, find, entry = _registry.register, _registry.find, _registry.entry
 ENTRIES: dict[str, Entry]
-"""Name → what is known of each extractor."""
+"""Name → what is known of each extractor; every plugin is imported for it, see `entry`."""
 BROKEN: dict[str, str]
 """Name → why a plugin's extractor cannot be used."""
 
