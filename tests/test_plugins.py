@@ -215,7 +215,7 @@ def test_a_plugin_that_hangs_when_it_is_imported_is_not_imported_for_others(site
     commands = (
         ["pipelines.cli", "--help"],
         ["pipelines.cli", "recipe", "sims"],
-        ["pipelines.cli", "models"],
+        ["pipelines.cli", "models", "list"],
         ["cmc.cli", "--help"],
     )
     for module, *arguments in commands:
