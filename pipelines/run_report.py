@@ -11,10 +11,10 @@ import hashlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmfeat.clip import FAILED
 from mmfeat.files import atomic, clear_leftovers
@@ -25,13 +25,22 @@ from pipelines.journal import runs
 from pipelines.progress import duration
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mmfeat.corpus import Clip, Corpus
-    from mmfeat.track import Frame
+    from mmfeat.track import Frame, Track
 
 SAMPLE = 12
 """Clips with a picture."""
 _FRAMES = 3
-"""Frames that the extractor sees of each: it follows a face from one to the next."""
+"""Frames that the extractor sees at a moment: it follows a face from one to the next."""
+_MOMENTS = (1 / 2, 1 / 4, 3 / 4, 0.1, 0.9)
+"""Of a clip's length: the first of them at which somebody is seen is shown, else the first that is not blank."""
+_BLANK = 6.0
+"""Spread of grey levels below which a picture shows nothing."""
+_EXTRACTION = ("language", "vision", "audio", "text", "words", "transcribe", "loudness")
+"""Of a recipe: what its clips' times depend on."""
 _WIDTH, _HEIGHT = 240, 200
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 _STYLE = """
@@ -63,7 +72,7 @@ def write_report(corpus: Corpus, recipe: Recipe, features: Path, workdir: Path, 
         "<h2>What could be measured</h2>",
         _table(("modality", "clips that have it", "steps measured, of those they have"), coverage, numbers=(1, 2)),
         "<h2>Where the time went</h2>",
-        _times(workdir),
+        _times(corpus, recipe, workdir),
         "<h2>A sample of clips</h2>",
         f"<div class=clips>{''.join(_figure(clip, status, recipe) for clip, status in _sample(corpus, clips))}</div>",
     ]
@@ -106,24 +115,38 @@ def _coverage(file: FeatureFile) -> Iterable[tuple[str, ...]]:
     return rows
 
 
-def _times(workdir: Path) -> str:
-    """Of all runs on the work folder: this page may be made by one that found everything done."""
-    spent: Counter[str] = Counter()
-    clips = footage = 0.0
+def _times(corpus: Corpus, recipe: Recipe, workdir: Path) -> str:
+    """Of what this recipe took on this corpus, by whichever run: this page may be made by one that had nothing to do.
+
+    Of a clip that was done again the last time counts. Runs with other recipes on the same work folder do not.
+    """
+    latest: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
+    ours, root = _what_is_extracted(recipe.model_dump(mode="json")), str(corpus.root.resolve())
     for run in runs(workdir):
+        if _what_is_extracted(run.start.get("recipe", {})) != ours or run.start.get("corpus") != root:
+            continue
         for clip in run.clips:
-            spent.update(clip.get("timings", {}))
-            clips, footage = clips + 1, footage + clip.get("seconds", 0.0)
+            latest.setdefault(clip["id"], {}).update(clip.get("timings", {}))
+            seconds[clip["id"]] = clip.get("seconds", 0.0)
+    spent: Counter[str] = Counter()
+    for timings in latest.values():
+        spent.update(timings)
+    clips, footage = len(latest), sum(seconds.values())
     total = sum(spent.values())
     if not total:
-        return "<p class=quiet>Nothing was extracted in this work folder since it has a journal.</p>"
+        return "<p class=quiet>The journal of the work folder tells of no clip that was extracted with this recipe.</p>"
     kinds = [(kind, seconds, colour) for (kind, seconds), colour in zip(spent.most_common(), itertools.cycle(_COLOURS))]
     bar = "".join(f"<div style='flex:{s / total:.4f};background:{c}' title='{escape(k)}'></div>" for k, s, c in kinds)
     key = "".join(f"<span style='background:{c}'></span>{escape(k)} {s / total:.0%}" for k, s, c in kinds)
     return (
-        f"<div class=bar>{bar}</div><p class=key>{key}</p><p>{duration(total)} of work for {clips:.0f} clips and "
+        f"<div class=bar>{bar}</div><p class=key>{key}</p><p>{duration(total)} of work for {clips} clips and "
         f"{duration(footage)} of footage, summed over workers: {footage / total:.1f} times real time on one.</p>"
     )
+
+
+def _what_is_extracted(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {part: recipe.get(part) for part in _EXTRACTION}
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -158,28 +181,22 @@ def _figure(clip: Clip, status: ClipStatus, recipe: Recipe) -> str:
 
 
 def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> bytes | None:
-    """JPEG of the frame in the middle of the clip, landmarks drawn; None where no picture can be decoded."""
+    """JPEG of a frame in which somebody is seen, if anybody is, landmarks drawn; None where nothing can be decoded."""
     import cv2
 
-    from mmfeat.clip import loaded
-    from mmfeat.plot import landmarks, with_pixels
+    from mmfeat.plot import landmarks
 
     assert clip.path is not None
     try:
         with open_media(clip.path, clip.start, clip.end) as media:
-            frames = _middle(media.frames(), status.seconds)
+            moments = _moments(media.frames(), status.seconds)
     except MediaError:
         return None
-    if not frames:
+    if not moments:
         return None
-    image = frames[-1].image
+    image, track = _best(moments, recipe)
     scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    # What reads a clip as a whole has no answer for a few of its frames, and what hears it cannot tell who speaks.
-    registered, shown = recipe.registered("vision"), with_pixels(recipe)
-    if registered.hears(recipe.config("vision")):
-        shown = shown.changed(vision={**shown.vision, "person": "all"})
-    track = None if registered.by_clip else loaded("vision", shown)(frames)
     for colour, points in landmarks(track, len(track) - 1) if track else ():
         rgb = tuple(bytes.fromhex(colour[1:]))
         for x, y in points * scale:
@@ -188,11 +205,34 @@ def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> bytes | None:
     return jpeg.tobytes() if done else None
 
 
-def _middle(frames: Iterable[Frame], seconds: float) -> list[Frame]:
-    """The last few frames up to the middle of the clip."""
+def _best(moments: Sequence[list[Frame]], recipe: Recipe) -> tuple[NDArray[np.uint8], Track | None]:
+    """The picture of the first moment at which the recipe's extractor sees something, and what it sees."""
+    from mmfeat.clip import loaded
+    from mmfeat.plot import with_pixels
+
+    clear = [frames for frames in moments if frames[-1].image.std() >= _BLANK] or moments[:1]
+    # What reads a clip as a whole has no answer for a few of its frames, and what hears it cannot tell who speaks.
+    registered, shown = recipe.registered("vision"), with_pixels(recipe)
+    if not registered.by_clip:
+        if registered.hears(recipe.config("vision")):
+            shown = shown.changed(vision={**shown.vision, "person": "all"})
+        for frames in clear:
+            track = loaded("vision", shown)(frames)
+            if track.valid[-1]:
+                return frames[-1].image, track
+    return clear[0][-1].image, None
+
+
+def _moments(frames: Iterable[Frame], seconds: float) -> list[list[Frame]]:
+    """The last few frames up to each of `_MOMENTS`, in their order; of a clip that ends before, its last frames."""
+    found: dict[float, list[Frame]] = {}
     kept: list[Frame] = []
+    waiting = sorted(_MOMENTS)
     for frame in frames:
         kept = [*kept[-(_FRAMES - 1) :], frame]
-        if frame.end >= seconds / 2:
+        while waiting and frame.end >= seconds * waiting[0]:
+            found[waiting.pop(0)] = kept
+        if not waiting:
             break
-    return kept
+    found.update({moment: kept for moment in waiting if kept})
+    return [found[moment] for moment in _MOMENTS if moment in found]

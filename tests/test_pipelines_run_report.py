@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from mmfeat import corpus as corpora
+from mmfeat.demo.face import Face, Pose, random_identity
 from mmfeat.recipe import load_recipe
 from pipelines import run_report
 from pipelines.cli import main
+from pipelines.journal import Journal, who
+from tests.media_files import write_media
 from tests.test_pipelines_extract import write_clip
 
 SCRIPT = "<script>alert(1)</script>"
@@ -66,6 +69,54 @@ def test_landmarks_are_drawn_where_the_face_is(tmp_path: Path, shared_data: Path
     rows, columns = np.nonzero(green)
     assert 60 < len(rows) < 1000, "some pixels for each of 68 points"
     assert 0.3 < columns.mean() / image.shape[1] < 0.7 and 0.3 < rows.mean() / image.shape[0] < 0.8
+
+
+def thumbnail(images: list[np.ndarray], folder: Path) -> np.ndarray:
+    write_media(folder / "Raw" / "v" / "1.mp4", images)
+    (folder / "label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,,0.5,train\n")
+    clip = corpora.load(folder).usable[0]
+    seconds = len(images) / 25
+    jpeg = run_report._thumbnail(
+        clip, run_report.ClipStatus(clip.id, "train", "ok", "", seconds), load_recipe("default")
+    )
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_a_black_middle_is_not_what_is_shown(tmp_path: Path):
+    scene = np.full((120, 160, 3), 40, np.uint8)
+    scene[30:90, 40:120] = (200, 90, 30)
+    shown = thumbnail([np.zeros_like(scene) if 10 < k < 40 else scene for k in range(50)], tmp_path)
+    assert shown.std() > 20
+    assert thumbnail([np.zeros_like(scene)] * 50, tmp_path / "black").std() < 2  # better than none
+
+
+def test_a_moment_with_a_face_is_shown(tmp_path: Path):
+    face = Face(random_identity(np.random.default_rng(1), female=False)).draw(Pose())
+    empty = np.ascontiguousarray(
+        np.broadcast_to(np.linspace(0, 200, face.shape[1])[:, None], face.shape).astype(np.uint8)
+    )
+    shown = thumbnail([empty] * 25 + [face] * 25, tmp_path).astype(int)
+    green = (shown[:, :, 1] > 150) & (shown[:, :, 1] - shown[:, :, 2] > 60) & (shown[:, :, 1] - shown[:, :, 0] > 60)
+    assert green.sum() > 60
+
+
+def test_times_are_those_of_this_recipe_and_of_the_last_try(tmp_path: Path):
+    """A work folder may serve several recipes and corpora."""
+    recipe, corpus = load_recipe("default"), corpora.Corpus(tmp_path, [], [])
+    own = {"corpus": str(tmp_path.resolve()), "recipe": recipe.model_dump(mode="json"), **who()}
+    with Journal(tmp_path) as journal:
+        journal.write("start", **{**own, "recipe": {**own["recipe"], "audio": {"extractor": "opensmile"}}})
+        journal.write("clip", id="a", seconds=5.0, timings={"opensmile": 900.0})
+        journal.write("start", **{**own, "corpus": "/elsewhere"})
+        journal.write("clip", id="z", seconds=5.0, timings={"vision": 800.0})
+        journal.write("start", **own)
+        journal.write("clip", id="a", seconds=5.0, timings={"vision": 500.0, "audio": 1.0})
+        journal.write("start", **{**own, "recipe": {**own["recipe"], "padding": "max"}})
+        journal.write("clip", id="a", seconds=5.0, timings={"vision": 2.0})
+        journal.write("clip", id="b", seconds=6.0, timings={"vision": 1.0})
+    said = run_report._times(corpus, recipe, tmp_path)
+    assert "opensmile" not in said and "vision 75%" in said and "audio 25%" in said
+    assert "4.0 s of work for 2 clips and 11 s of footage" in said and "2.8 times real time" in said
 
 
 def test_the_sample_shows_every_kind_of_status_first(monkeypatch):
