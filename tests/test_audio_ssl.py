@@ -67,6 +67,37 @@ def test_hidden_states_are_the_models_own(folders, family: str, layer, which: li
 
 
 @pytest.mark.parametrize("family", tiny_models.SPEECH)
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 29.9, 61.0])
+def test_layers_are_the_models_own_at_any_length(folders, family: str, seconds: float) -> None:
+    """Of a clip that goes through as a whole; Whisper hears at most 30 seconds at once."""
+    if family == "whisper" and seconds > 30:
+        pytest.skip("goes through in pieces, see below")
+    sound = speechlike(seconds)
+    expected = own(folders(family), sound.samples)
+    layers = ((-1, [4]), ("mean_last_4", [1, 2, 3, 4]), (2, [2]), ((1, 3), [1, 3]))
+    for layer, which in layers if seconds < 1 else layers[1:2]:  # a minute takes seconds
+        track = made(folders(family), layer=layer, chunk_seconds=120)(sound)
+        mean = np.mean([expected[k] for k in which], axis=0)
+        if family != "whisper":
+            assert len(track) == len(mean)
+        np.testing.assert_allclose(track.values, mean[: len(track)], atol=5e-5)
+
+
+@pytest.mark.parametrize("family", tiny_models.SPEECH)
+def test_no_clip_leaves_a_trace_in_the_next_whatever_their_lengths_and_batches(folders, family: str) -> None:
+    """A minute, a blink, silence, a long pause: one extractor with batches against a new one for each without."""
+    minute, blink = speechlike(62.0), speechlike(0.05)
+    faint = Waveform(0.01 * speechlike(5.0).samples, RATE)
+    silent = Waveform(np.zeros(RATE, np.float32), RATE)
+    batched = made(folders(family), chunk_seconds=4, context_seconds=1, batch_size=5)
+    for sound in (minute, blink, faint, silent, speechlike(9.7, 44100), minute):
+        alone = made(folders(family), chunk_seconds=4, context_seconds=1)(sound)
+        found = batched(sound)
+        np.testing.assert_array_equal(found.times, alone.times)
+        np.testing.assert_allclose(found.values, alone.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", tiny_models.SPEECH)
 def test_batches_do_not_change_results(folders, family: str) -> None:
     sound = speechlike(70.0 if family == "whisper" else 11.0)
     one, many = (made(folders(family), chunk_seconds=2, batch_size=size)(sound) for size in (1, 4))
