@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from cmc import run as runs
 from cmc.config import UsageError
@@ -66,7 +65,7 @@ def completed(folder: Path, record: runs.Record, split: Split, dropped: tuple[st
             "features; train with --text freeze"
         )
     decoder = Decoder({m: record.columns[m] for m in record.config.modalities}, record.config)
-    _load(folder, record, decoder)
+    runs.fill(decoder.eval(), runs.load_extra(folder), folder / runs.EXTRA)
     models = {m: model.to(split.tokens.device) for m, model in runs.load_unimodal(folder, record).items()}
     return Completed(split, models, decoder.to(split.tokens.device), fill)
 
@@ -80,7 +79,7 @@ def text_logits(folder: Path, record: runs.Record, split: Split) -> NDArray[np.f
     if record.config.pretrain != "cyclic" or not split.present("text").any():
         return None
     network = Cyclic({m: record.columns[m] for m in record.config.modalities}, record.config)
-    _load(folder, record, network)
+    runs.fill(network.eval(), runs.load_extra(folder), folder / runs.EXTRA)
     text = runs.load_unimodal(folder, record)["text"].to(split.tokens.device)
     network.to(split.tokens.device)
     logits = torch.cat([network.predict(text, batch).logits for batch in split.batches(64)])
@@ -90,13 +89,3 @@ def text_logits(folder: Path, record: runs.Record, split: Split) -> NDArray[np.f
 def reads_stage_1(record: runs.Record, complete: bool) -> bool:
     """Whether anything here will read a split's text arrays."""
     return complete or record.config.pretrain == "cyclic"
-
-
-def _load(folder: Path, record: runs.Record, network: nn.Module) -> None:
-    """Raises RunError where the weights are damaged, missing, or another network's."""
-    try:
-        network.load_state_dict(runs.load_extra(folder))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise runs.RunError(f"{folder / runs.EXTRA} does not belong to {folder / runs.RECORD}: {reason}") from None
-    network.eval()

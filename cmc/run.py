@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmc.calibration import Calibration
 from cmc.config import LETTERS, MODALITIES, Config, UsageError
@@ -161,13 +161,17 @@ def load_model(folder: Path, record: Record) -> Multimodal:
     """The run's model in evaluation mode. Raises RunError where its weights are damaged or another model's."""
     encoder = rebuild_encoder(record.text_encoder) if record.text_encoder else None
     model = Multimodal(record.columns, record.task.classes, _as_stored(record.config), encoder)
-    weights = _load(folder / MODEL)
+    fill(model, _load(folder / MODEL), folder / MODEL)
+    return model.eval()
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load all of a model's weights. Raises RunError where some are missing, or of another model."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise RunError(f"{folder / MODEL} does not belong to {folder / RECORD}: {reason}") from None
-    return model.eval()
+        raise RunError(f"{path} does not belong to {path.with_name(RECORD)}: {reason}") from None
 
 
 def _as_stored(config: Config) -> Config:
@@ -176,14 +180,17 @@ def _as_stored(config: Config) -> Config:
 
 
 def load_unimodal(folder: Path, record: Record) -> dict[str, Unimodal]:
-    """Stage 1's models in evaluation mode; a finetuned text encoder is not among them, only a frozen one's reader."""
+    """Stage 1's models in evaluation mode; a finetuned text encoder is not among them, only a frozen one's reader.
+
+    Raises RunError as `load_model` does.
+    """
     weights = _load(folder / UNIMODAL)
     models = {}
     for m in record.config.modalities:
         models[m] = Unimodal(m, record.columns[m], record.task.classes, _as_stored(record.config))
         own = {name.removeprefix(f"{m}."): tensor for name, tensor in weights.items() if name.startswith(f"{m}.")}
-        models[m].load_state_dict({name: tensor for name, tensor in own.items() if "text_model." not in name})
-        models[m].eval()
+        own = {name: tensor for name, tensor in own.items() if "text_model." not in name}
+        fill(models[m].eval(), own, folder / UNIMODAL)
     return models
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from cmc.config import UsageError
 from cmc.data import Split
 from cmc.rows import zeros_on_disk
 from cmc.unimodal import TextModel
+from mmfeat.models import MODELS, MissingModelError, resolve
 
 CPU = torch.device("cpu")
 
@@ -38,14 +40,55 @@ def is_cached(recipe: Mapping[str, Any]) -> bool:
     return section.get("extractor") != "transformers" or section.get("layer", -1) == -1
 
 
+def folder_of(name: str) -> Path:
+    """Where an encoder's files are. Raises MissingModelError: which encoder, why, and the command that gets it."""
+    try:
+        folder = resolve(name)
+    except MissingModelError as error:
+        cause = f"there is no {name}" if _is_path(name) else str(error.__cause__ or error).strip().partition("\n")[0]
+        raise _missing(name, f"is not on this machine ({cause})") from None
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise _missing(name, f"has no weights: {folder} holds neither *.safetensors nor pytorch_model*.bin")
+    return folder
+
+
 def load_encoder(name: str, frozen: bool = False) -> TextModel:
-    """A text encoder with its pretrained weights. Raises mmfeat.models.MissingModelError, which says how to get it."""
+    """A text encoder with its pretrained weights, all of them: transformers draws those that a file lacks at random.
+
+    Raises MissingModelError as `folder_of` does, also for files that are damaged or of another model.
+    """
     from transformers import AutoModel
+    from transformers.utils import logging
 
-    from mmfeat.models import resolve
-
-    model = AutoModel.from_pretrained(resolve(name), local_files_only=True, dtype=torch.float32)
+    folder = folder_of(name)
+    logging.disable_progress_bar()
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing or left over is a table otherwise
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # of safetensors, torch and transformers, of any kind
+        raise _missing(name, f"cannot be loaded from {folder} ({' '.join(str(error).split())})") from error
+    finally:
+        logging.set_verbosity(said)
+    # The pooler comes after the last hidden states, and is not used.
+    if absent := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+        raise _missing(name, f"is not whole: {folder} lacks {len(absent)} of its weights, {absent[0]} among them")
     return TextModel(model, frozen)
+
+
+def _missing(name: str, why: str) -> MissingModelError:
+    if _is_path(name):
+        command = f"cp -r FOLDER {name}, of the machine that the features were extracted on"
+    else:
+        command = f"mmfeat models pull {name}" if name in MODELS else f"hf download {name}"
+    return MissingModelError(f"text encoder {name!r} {why}; get it with: {command}")
+
+
+def _is_path(name: str) -> bool:
+    """Whether it names a folder, there or not, and not a model of the hub or of mmfeat's."""
+    return name not in MODELS and (name.startswith((".", "~")) or Path(name).is_absolute() or Path(name).is_dir())
 
 
 def rebuild_encoder(config: Mapping[str, Any]) -> TextModel:

@@ -28,10 +28,11 @@ from cmc.metrics import class_metrics, confusion
 from cmc.pretrain import Given, Pretrained, pretrain
 from cmc.rows import Stream, blocks
 from cmc.strategies import STRATEGIES
-from cmc.text_encoder import encoder_name, load_encoder, names_encoder, with_arrays
+from cmc.text_encoder import encoder_name, folder_of, is_cached, load_encoder, names_encoder, with_arrays
 from cmc.training import Report, class_weights, find_device, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import LABELS, MODALITIES, TIMED, FeatureFile
+from mmfeat.models import MissingModelError
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,12 @@ def open_material(
             raise DataError(f"{path}: all training clips have the same label, so there is nothing to tell apart")
         finetuned = config.text == "finetune" and "text" in config.use
         encoder = encoder_name(file.recipe) if finetuned else None
+        if encoder is not None:
+            try:  # said now, not after the arrays are read
+                folder_of(encoder)
+            except MissingModelError as error:
+                instead = "; or train with --text freeze, on the text as it is" if is_cached(file.recipe) else ""
+                raise MissingModelError(f"{error}{instead}") from None
         further = _own_unlabelled(file, task, config, stream) if strategy.unlabelled else ()
         about: dict[str, Any] = _about(file)
         if unlabelled is not None:

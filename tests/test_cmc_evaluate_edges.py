@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cmc import run as runs
 from cmc.cli import main
@@ -240,6 +241,19 @@ def test_weights_of_another_model(
     assert main(["evaluate", str(run), str(features)]) == 2
     error = capsys.readouterr().err
     assert "does not belong to" in error and error.count("\n") == 1
+
+
+def test_weights_that_are_partly_missing_are_never_made_up(one_expert: Path, features: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(one_expert, run)
+    for name, load_again in (("model", runs.load_model), ("unimodal", runs.load_unimodal)):
+        weights = load_file(run / f"{name}.safetensors")
+        lost = next(key for key in weights if key.endswith("out_layer.bias"))
+        save_file({key: value for key, value in weights.items() if key != lost}, run / f"{name}.safetensors")
+        with pytest.raises(
+            runs.RunError, match=rf"{name}.safetensors does not belong to .*Missing key.*out_layer.bias"
+        ):
+            load_again(run, runs.read(run))
 
 
 def test_truth_that_is_no_text(one_expert: Path, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
