@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -249,6 +250,34 @@ class TestTimm:
         np.testing.assert_allclose(extractor._encode(crops), expected, atol=1e-5)
         with pytest.raises(MissingBackendError, match="none that timm loads"):
             registered.make(registered.config(model=str(folders["vit"])))
+
+    @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
+    def test_every_family_has_its_own_width_and_batches_change_nothing(self, tmp_path: Path, name: str) -> None:
+        timm = pytest.importorskip("timm")
+        model = timm.create_model(name, pretrained=False).eval()
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        registered = find("timm")
+        for pooling in ("mean", "pooler"):
+            encode = registered.make(registered.config(model=str(tmp_path), pooling=pooling))._encode
+            together = encode(CROPS)
+            assert together.shape == (len(CROPS), model.num_features)
+            np.testing.assert_allclose(together, np.concatenate([encode([crop]) for crop in CROPS]), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("shape", "layout"), [((2, 8, 3, 5), "NCHW"), ((2, 3, 5, 8), "NHWC"), ((2, 8, 3, 5), None)]
+    )
+    def test_the_mean_is_over_places_wherever_a_family_has_its_channels(self, shape: tuple, layout: str | None) -> None:
+        import torch
+
+        from mmfeat.extractors.vision_timm import TimmConfig, TimmEncoder
+
+        encoder = TimmEncoder.__new__(TimmEncoder)
+        encoder.config = TimmConfig(model="any", pooling="mean")
+        encoder._model = SimpleNamespace(**({"output_fmt": layout} if layout else {}))
+        hidden = torch.arange(float(np.prod(shape))).reshape(shape)
+        expected = hidden.numpy().mean(axis=(1, 2) if layout == "NHWC" else (2, 3))
+        assert expected.shape == (2, 8)
+        np.testing.assert_allclose(encoder._pool(hidden).numpy(), expected)
 
     def test_without_timm_it_is_listed_with_the_command_that_gets_it(self, monkeypatch) -> None:
         from mmfeat.extractors import ENTRIES

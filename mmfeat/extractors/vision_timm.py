@@ -33,7 +33,7 @@ class TimmConfig(FaceCropConfig):
 @register(
     "timm",
     TimmConfig,
-    version=f"1 {find('facemesh').version}",  # which follows the same faces
+    version=f"2 {find('facemesh').version}",  # which follows the same faces
     models=lambda config: (*config.face_models, config.model),
     hears=lambda config: config.hears,
 )
@@ -82,7 +82,8 @@ class TimmEncoder:
         if hidden.ndim == 3 and self.config.pooling == "mean":
             return hidden[:, special:].mean(dim=1)
         if hidden.ndim == 4 and self.config.pooling == "mean":
-            return hidden.mean(dim=(2, 3))
+            channels_last = getattr(self._model, "output_fmt", "NCHW") == "NHWC"  # of Swin and its like
+            return hidden.mean(dim=(1, 2) if channels_last else (2, 3))
         if hidden.ndim == 3 and special:
             return hidden[:, 0]
         raise MissingBackendError(
