@@ -117,29 +117,40 @@ def pool(
     * `last`: the last one of these steps.
     * `interpolate`: the value at the middle of the span, linearly between the middles of two steps.
 
-    Invalid steps do not count; where no overlapping step is valid, the row is zero and not valid. With `nearest`, a
-    span that falls between two steps takes the nearest one that is no further than half that step's length.
+    Invalid steps do not count; where no overlapping step is valid, the row is zero and not valid. In one person's
+    columns (see `Track.people`) only the steps count in which that one is there; where `seen` is 0 they are zero. With
+    `nearest`, a span that falls between two steps takes the nearest one if that is within half that step's length.
     """
     weights = overlaps(track.times, spans)
     if nearest and len(track):
         _reach(weights, track.times, spans)
     weights *= track.valid
     valid = np.asarray(weights.any(axis=1))
-    values = np.zeros((len(spans), len(track.names)), np.float32)
-    if not valid.any():
-        return values, valid
+    values = _pooled(track.values, weights, track.times, spans, method)
+    for seen, columns in track.people():
+        theirs = _pooled(track.values[:, columns], weights * (track.values[:, seen] > 0), track.times, spans, method)
+        values[:, columns] = np.where(values[:, [seen]] > 0, theirs, 0)
+    return values, valid
+
+
+def _pooled(values: Floats, weights: NDArray[np.float64], steps: Seconds, spans: Seconds, method: Method) -> Floats:
+    """Shape (W, D) from values (T, D) and how much each step counts in each span, (W, T); zero where none does."""
+    pooled = np.zeros((len(spans), values.shape[1]), np.float32)
+    counted = weights.any(axis=1)
+    if not counted.any():
+        return pooled
     if method == "max":
         inside = _mostly_inside(weights)
-        for row in np.flatnonzero(valid):
-            values[row] = track.values[inside[row]].max(axis=0)
-        return values, valid
+        for row in np.flatnonzero(counted):
+            pooled[row] = values[inside[row]].max(axis=0)
+        return pooled
     if method == "last":
         weights = _last(weights)
     elif method == "interpolate":
-        weights = _between(weights, track.times, spans)
-    total = weights[valid].sum(axis=1, keepdims=True)
-    values[valid] = weights[valid] / total @ track.values.astype(np.float64)
-    return values, valid
+        weights = _between(weights, steps, spans)
+    total = weights[counted].sum(axis=1, keepdims=True)
+    pooled[counted] = weights[counted] / total @ values.astype(np.float64)
+    return pooled
 
 
 def _reach(weights: NDArray[np.float64], steps: Seconds, spans: Seconds) -> None:

@@ -5,6 +5,7 @@ Every time is in seconds from the start of the clip.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Seconds = NDArray[np.float64]
+_SEEN = re.compile(r"(face\d+_)seen")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,16 @@ class Track:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def people(self) -> list[tuple[int, list[int]]]:
+        """Of tracks that show several people: of each the column `face0_seen`, which is above 0 where that one is
+        there, and the other columns, `face0_…`, which are zero and mean nothing elsewhere."""
+        found = []
+        for seen, name in enumerate(self.names):
+            if match := _SEEN.fullmatch(name):
+                theirs = [k for k, other in enumerate(self.names) if other.startswith(match[1]) and k != seen]
+                found.append((seen, theirs))
+        return found
 
     @classmethod
     def empty(cls, names: tuple[str, ...]) -> Track:

@@ -50,6 +50,23 @@ def test_mean_is_weighted_by_overlap() -> None:
     assert values[0, 0] == pytest.approx((0.05 * 1 + 0.1 * 2) / 0.15)
 
 
+@pytest.mark.parametrize("method", get_args(Method))
+def test_who_is_not_there_does_not_count(method: Method) -> None:
+    """Of two people the second comes late and is not smiling less for it."""
+    names = ("face0_seen", "face0_smile", "face1_seen", "face1_smile", "light")
+    values = np.array([[1, 2, 0, 0, 5]] * 3 + [[1, 2, 1, 4, 5]] + [[1, 2, 0, 0, 5]] * 4, np.float32)
+    times = np.column_stack([np.arange(8), np.arange(1, 9)]) / 10
+    both = Track(times, values, np.ones(8, bool), names)
+    rows, valid = pool(both, np.array([[0, 0.4], [0.4, 0.8]]), method)
+    assert valid.all() and np.allclose(rows[:, [0, 1, 4]], [[1, 2, 5]] * 2)
+    seen, smile = rows[:, 2], rows[:, 3]
+    assert seen[1] == 0 and smile[1] == 0
+    if method == "mean":
+        assert seen[0] == pytest.approx(0.25)
+    if method != "interpolate":  # between two steps in which that one was not there yet
+        assert smile[0] == pytest.approx(4)
+
+
 def test_other_ways_to_pool() -> None:
     steps = track([1.0, 5.0, 3.0, 4.0, 9.0])
     word = np.array([[0.08, 0.42]])  # the edges of the first and the last step, and three whole ones
