@@ -50,8 +50,8 @@ class FacemeshConfig(Config):
         description="whose face, where there are several. largest: who fills most of the picture over the whole clip; "
         "longest: who is seen longest; where that one is gone, the next in this order. speaking: at each moment, whose "
         "mouth moves with the voice that is heard (needs the model silero_vad). all: everybody, in columns face0_… up "
-        "to max_faces, the largest first; face0_seen is 1 where that one is there; where it is 0 their zeros "
-        "count in means over words and in statistics: mask by it",
+        "to max_faces, the largest first; face0_seen is 1 where that one is there, otherwise they are zero, "
+        "which means over words leave out and statistics of training do not",
     )
     max_faces: int = Field(3, ge=1, description="faces followed at once; each costs as much time as the first")
     detect_every: int = Field(15, ge=1, description="frames between looking for further faces while one is followed")
