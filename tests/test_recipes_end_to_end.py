@@ -1,4 +1,4 @@
-"""Every shipped recipe as it is, from footage to tracks: small models lie in the hub's cache under its models' names."""
+"""Every shipped recipe as it is, from footage to tracks: small models lie in the hub's cache under the true names."""
 
 from __future__ import annotations
 
