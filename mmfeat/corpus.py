@@ -37,7 +37,7 @@ class CorpusError(Exception):
     """The corpus as a whole cannot be read; the message says what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One row of label.csv."""
 
@@ -76,7 +76,7 @@ class Clip:
         return f"{self.video_id}$_${self.clip_id}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     row: int
     clip: str
@@ -114,15 +114,15 @@ def load(root: str | Path, label_range: tuple[float, float] = LABEL_RANGE) -> Co
     files = _Files(root)
     clips: list[Clip] = []
     problems: list[Problem] = []
-    rows = list(_rows(table))
-    classes = _class_names([values["label"].strip() for _, values in rows])
+    classes = _class_names([values["label"].strip() for _, values in _rows(table)])
     if len(classes) > MOST_CLASSES:
         raise CorpusError(
             f"the column label of {table} has {len(classes)} different names, more than {MOST_CLASSES}: "
             "it must hold numbers, or names of classes"
         )
-    for row, values in rows:
-        clip, found = _clip(row, values, files, _names(classes) if classes else _numbers(label_range))
+    read = _names(classes) if classes else _numbers(label_range)
+    for row, values in _rows(table):  # a second time, so that a million rows are never in memory as text too
+        clip, found = _clip(row, values, files, read)
         clips.append(clip)
         problems += found
     if not clips:

@@ -3,7 +3,9 @@ itself."""
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +20,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WINDOW = 2
-"""Tasks submitted per worker thread: one that runs and one that waits, so that no worker is idle between two
-tasks and the scheduler never holds more than that."""
+"""Tasks that every worker thread has at least: one that runs and one that waits, so that none is idle between two."""
+TOGETHER = 2
+"""Tasks that are submitted at a time, or one for every second thread: the scheduler works as long for one as for a
+few. It never holds more than these and the window."""
+LOOKS = 5.0
+"""Seconds between two looks at how many workers there are: on a cluster they come one by one."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +81,29 @@ def run_each(
         """In one message to the scheduler, whatever their number."""
         return client.map(task, these, pure=False, resources=dict(resources) if resources else None)
 
-    def submit_next(count: int) -> list[Future]:
-        if stop.requested:
+    looked, threads = -math.inf, 1
+
+    def submit_next() -> list[Future]:
+        """As many as there is room for."""
+        nonlocal looked, threads
+        if time.monotonic() - looked > LOOKS:
+            looked, threads = time.monotonic(), max(1, sum(client.nthreads().values()))
+        together = max(TOGETHER, threads // 2)
+        room = WINDOW * threads + together - len(running)
+        if stop.requested or room < together:
             return []
-        these = list(islice(waiting, count))
+        these = list(islice(waiting, room))
         started = submit(these)
         running.update(zip(started, these, strict=True))
         return started
 
-    window = WINDOW * max(1, sum(client.nthreads().values()))
     # Results come along with the news that they are there; asking for each costs a millisecond.
-    completed = as_completed(submit_next(window), with_results=True, raise_errors=False)
+    completed = as_completed(submit_next(), with_results=True, raise_errors=False)
     for batch in completed.batches():
         outcomes = [_outcome(future, running.pop(future), KilledWorker, result) for future, result in batch]
         for future, _ in batch:
             future.release()
-        completed.update(submit_next(len(batch)))
+        completed.update(submit_next())
         suspects += [outcome.item for outcome in outcomes if outcome.crashed]
         yield from (outcome for outcome in outcomes if not outcome.crashed)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from mmfeat import corpus as corpora
 from mmfeat import dask_client
@@ -27,6 +27,7 @@ from mmfeat.pack import pack
 from mmfeat.recipe import load_recipe
 from mmfeat.shards import Shard, Store
 from pipelines import extract as extraction
+from pipelines import schedule
 from pipelines.extract import ExtractionError, Job, extract_corpus
 from tests.media_files import tone, write_media
 
@@ -42,6 +43,9 @@ class FakeRecipe:
 
     def locate(self, clip: Clip) -> Clip:
         return clip
+
+    def check(self) -> None:
+        """Nothing is missing."""
 
 
 def fake_task(job: Job) -> ClipReport:
@@ -217,6 +221,32 @@ def contents(path: Path) -> dict[str, np.ndarray]:
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
     return found
+
+
+AT_WORK = Counter[str]()
+"""Tasks of the next test that run now, and the most that ran at once; its workers are threads of this process."""
+
+
+def counted_task(number: int) -> int:
+    AT_WORK["now"] += 1
+    AT_WORK["most"] = max(AT_WORK["most"], AT_WORK["now"])
+    time.sleep(0.1)
+    AT_WORK["now"] -= 1
+    return number
+
+
+def test_workers_that_come_later_get_work(monkeypatch):
+    """As on a cluster, where the first job starts on Friday and the others at night."""
+    monkeypatch.setattr(schedule, "LOOKS", 0.0)
+    one = {"threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(n_workers=1, **one) as cluster, Client(cluster) as client:
+        done = []
+        for outcome in schedule.run_each(client, counted_task, range(80)):
+            done.append(outcome.result)
+            if len(done) == 4:
+                cluster.scale(8)
+                client.wait_for_workers(8)
+    assert sorted(done) == list(range(80)) and AT_WORK["most"] > 4  # which is what one worker alone is given
 
 
 def test_one_and_two_workers_give_the_same_bits(tmp_path):
