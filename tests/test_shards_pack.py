@@ -73,9 +73,9 @@ class TestStore:
         fill(store, clip)
         assert store.missing(clip, FINGERPRINTS) == ()
         assert store.missing(clip, FINGERPRINTS | {"audio": "a1"}) == ("audio",)
-        assert store.missing(Clip(**{**vars(clip), "label": -1.0, "split": "test"}), FINGERPRINTS) == ()
-        assert store.missing(Clip(**{**vars(clip), "text": "so bad"}), FINGERPRINTS) == ("text", "words")
-        assert store.missing(Clip(**{**vars(clip), "end": 0.1}), FINGERPRINTS) == ("vision", "audio", "words")
+        assert store.missing(replace(clip, label=-1.0, split="test"), FINGERPRINTS) == ()
+        assert store.missing(replace(clip, text="so bad"), FINGERPRINTS) == ("text", "words")
+        assert store.missing(replace(clip, end=0.1), FINGERPRINTS) == ("vision", "audio", "words")
         assert clip.path
         clip.path.write_bytes(b"another recording")
         assert store.missing(clip, FINGERPRINTS) == ("vision", "audio", "words")
