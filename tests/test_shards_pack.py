@@ -12,6 +12,7 @@ import pytest
 
 from mmfeat import clip as clip_module
 from mmfeat import pack as pack_module
+from mmfeat import shards as shards_module
 from mmfeat.corpus import Clip, Corpus
 from mmfeat.files import atomic
 from mmfeat.layout import FeatureFile, LayoutError
@@ -79,6 +80,12 @@ class TestStore:
         assert clip.path
         clip.path.write_bytes(b"another recording")
         assert store.missing(clip, FINGERPRINTS) == ("vision", "audio", "words")
+
+    def test_files_of_another_format_are_not_taken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store, clip = Store(tmp_path / "work"), make_clip(tmp_path, "one")
+        fill(store, clip)
+        monkeypatch.setattr(shards_module, "_FORMAT", shards_module._FORMAT + 1)
+        assert store.missing(clip, FINGERPRINTS) == ("vision", "audio", "text", "words")
 
     def test_failures_are_remembered_and_can_be_tried_again(self, tmp_path: Path) -> None:
         store, clip = Store(tmp_path / "work"), make_clip(tmp_path, "one")
