@@ -223,23 +223,32 @@ def write_head(
         file.create_dataset(f"meta/feature_names/{modality}", data=list(columns), dtype=_text)
 
 
-def create_split(file: h5py.File, split: str, clips: int, shapes: Mapping[str, tuple[int, int]]) -> h5py.Group:
+def create_split(
+    file: h5py.File, split: str, clips: int, shapes: Mapping[str, tuple[int, int]], placed: bool = False
+) -> h5py.Group:
     """Empty datasets for `clips` clips; `shapes` gives (steps, columns) of text, audio and vision.
 
-    Clips lie one behind the other, in no chunks: a training step reads whole rows in random order, each with one read,
-    and packing writes many rows at once.
+    Clips lie one behind the other, in no chunks: a training step reads whole rows in random order, each with one read.
+    With `placed`, arrays of steps have their place in the file at once (`dataset.id.get_offset()`), and whoever writes
+    there writes all of it: nothing says what lies where nobody wrote.
     """
+    storage = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    storage.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY if placed else h5py.h5d.ALLOC_TIME_DEFAULT)
+
+    def create(key: str, kind: str, *shape: int) -> None:
+        group.create_dataset(key, (clips, *shape), kind, dcpl=storage)
+
     group = file.create_group(split)
     for key in STRINGS:
         group.create_dataset(key, (clips,), _text)
     steps = shapes["text"][0]
-    group.create_dataset("text_bert", (clips, 3, steps), "i4")
+    create("text_bert", "i4", 3, steps)
     for modality, shape in shapes.items():
-        group.create_dataset(modality, (clips, *shape), "f4")
+        create(modality, "f4", *shape)
         group.create_dataset(f"{modality}_lengths", (clips,), "i4")
     for modality in TIMED:
-        group.create_dataset(f"{modality}_mask", (clips, shapes[modality][0]), "?")
-        group.create_dataset(f"{modality}_times", (clips, shapes[modality][0], 2), "f4")
+        create(f"{modality}_mask", "?", shapes[modality][0])
+        create(f"{modality}_times", "f4", shapes[modality][0], 2)
     for key in (REGRESSION, *UNIMODAL.values()):
         group.create_dataset(key, (clips,), "f4", fillvalue=np.nan)
     group.create_dataset("classification_labels", (clips,), "i8", fillvalue=-1)

@@ -18,16 +18,21 @@ class Moments:
 
     def add(self, rows: NDArray[np.float32]) -> None:
         """Rows of shape (any, D)."""
-        if not len(rows):
+        if len(rows):
+            values = rows.astype(np.float64)
+            mean = values.mean(axis=0)
+            values -= mean
+            # In one pass, without an array of squares.
+            self.merge(Moments(len(values), mean, np.einsum("ij,ij->j", values, values)))
+
+    def merge(self, other: Moments) -> None:
+        """Those of other rows."""
+        if not other.count:
             return
-        values = rows.astype(np.float64)
-        mean = values.mean(axis=0)
-        values -= mean
-        total = self.count + len(values)
-        shift = mean - self.mean
-        squares = np.einsum("ij,ij->j", values, values)  # in one pass, without an array of squares
-        self.squares = self.squares + squares + shift**2 * (self.count * len(values) / total)
-        self.mean = self.mean + shift * (len(values) / total)
+        total = self.count + other.count
+        shift = other.mean - self.mean
+        self.squares = self.squares + other.squares + shift**2 * (self.count * other.count / total)
+        self.mean = self.mean + shift * (other.count / total)
         self.count = total
 
     def result(self, columns: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

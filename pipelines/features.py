@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmfeat.dask_client import default_workers
 from mmfeat.pack import PackReport, pack
 from mmfeat.shards import Store
 from pipelines.commands.check import show_problems
@@ -122,6 +123,7 @@ def make_features(
                 aligned=aligned,
                 keep_damaged=options.keep_damaged,
                 report=report,
+                workers=options.workers or default_workers(),
             )
         show_result(extraction, packed, time.monotonic() - began)
         page = write_report(corpus, recipe, out, workdir, report_path(out))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from mmfeat import clip as clip_module
 from mmfeat import pack as pack_module
+from mmfeat import pack_block
 from mmfeat import shards as shards_module
 from mmfeat.corpus import Clip, Corpus
 from mmfeat.files import atomic
@@ -191,13 +194,9 @@ class TestPack:
         self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, block: int
     ) -> None:
         """One clip a block, and blocks that the number of clips is no multiple of."""
-        store = Store(tmp_path / "work")
-        clips = [make_clip(tmp_path, f"c{k}", label=float(k - 5)) for k in range(11)]
-        for k, clip in enumerate(clips):
-            fill(store, clip, vision=1 + k % 4, audio=1 + k, scale=float(k))
-        corpus = Corpus(tmp_path, clips, [])
+        store, corpus = self.many(tmp_path)
         whole = pack(corpus, recipe, store, tmp_path / "whole.h5").path
-        monkeypatch.setattr(pack_module, "_BLOCK", block)
+        monkeypatch.setattr(pack_block, "_BYTES", block)
         monkeypatch.setattr(pack_module, "_WORDS_HELD", 3)
         parts = pack(corpus, recipe, store, tmp_path / "parts.h5").path
         with FeatureFile(whole) as one, FeatureFile(parts) as other:
@@ -206,6 +205,67 @@ class TestPack:
                 np.testing.assert_array_equal(one.read("train", key), other.read("train", key))
             for ours, theirs in zip(one.train_stats("audio"), other.train_stats("audio"), strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+    def test_processes_write_the_same_file(
+        self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Byte for byte but for the moment that it says."""
+        monkeypatch.setattr(pack_module, "_CLIPS", 1)
+        monkeypatch.setattr(pack_module, "_TOGETHER", 2)
+        monkeypatch.setattr(pack_block, "_BYTES", 1)
+        store, corpus = self.many(tmp_path)
+        files = []
+        for workers in (1, 2):
+            done: list[int] = []
+            out = tmp_path / f"{workers}.h5"
+            pack(corpus, recipe, store, out, report=lambda n, of, done=done: done.append(n), workers=workers)
+            assert done == list(range(1, 12))
+            with h5py.File(out) as file:
+                created = file.attrs["created"]
+            files.append(out.read_bytes().replace(created.encode(), b""))
+        assert files[0] == files[1]
+
+    def many(self, folder: Path) -> tuple[Store, Corpus]:
+        """Eleven training clips."""
+        store = Store(folder / "work")
+        clips = [make_clip(folder, f"c{k}", label=float(k - 5)) for k in range(11)]
+        for k, clip in enumerate(clips):
+            fill(store, clip, vision=1 + k % 4, audio=1 + k, scale=float(k))
+        return store, Corpus(folder, clips, [])
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_shard_that_goes_while_it_is_packed_is_named(
+        self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, workers: int
+    ) -> None:
+        monkeypatch.setattr(pack_module, "_CLIPS", 1)
+        store, corpus = self.many(tmp_path)
+        survey = pack_module._survey
+
+        def survey_then_lose(*arguments: Any) -> Any:
+            seen = survey(*arguments)
+            next(store.workdir.glob("audio-*/*/*.npz")).unlink()
+            return seen
+
+        monkeypatch.setattr(pack_module, "_survey", survey_then_lose)
+        with pytest.raises(FileNotFoundError, match=r"npz \(clip .*c.*\) is not there: extract it first"):
+            pack(corpus, recipe, store, tmp_path / "f.h5", workers=workers)
+        assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*.h5"))
+
+    def test_a_killed_process_is_an_error_and_leaves_nothing(
+        self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pack_module, "_CLIPS", 1)
+        monkeypatch.setattr(pack_block, "_BYTES", 1)
+        store, corpus = self.many(tmp_path)
+
+        def kill(done: int, total: int) -> None:
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+
+        with pytest.raises(ChildProcessError, match="the same command packs again"):
+            pack(corpus, recipe, store, tmp_path / "f.h5", report=kill, workers=2)
+        assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*.h5"))
 
     def test_clips_without_a_modality_do_not_shorten_the_others(self, tmp_path: Path, recipe: Recipe) -> None:
         store = Store(tmp_path / "work")
