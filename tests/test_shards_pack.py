@@ -347,7 +347,7 @@ class TestPack:
         corpus = self.corpus(tmp_path, store)
         pack(corpus, recipe, store, out)
         before = out.read_bytes()
-        monkeypatch.setattr(pack_module, "_write_track", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        monkeypatch.setattr(pack_block, "_put_track", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             pack(corpus, recipe, store, out)
         assert out.read_bytes() == before
