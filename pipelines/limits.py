@@ -8,6 +8,7 @@ failure in the store and is done.
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import signal
 import threading
@@ -74,21 +75,55 @@ def watched(limits: Limits, give_up: Callable[[str], None]) -> Iterator[Callable
     Gives a function that is to be told the clip's length once it is known.
     """
     watch = _Watch(limits, give_up)
-    watch.start()
+    _dog().add(watch)
     try:
         yield watch.allow
     finally:
-        watch.stop()
+        faulthandler.cancel_dump_traceback_later()
+        _dog().remove(watch)
+
+
+class _Dog:
+    """Looks at what is watched in this process, in one thread for its whole life: to start one for each clip would take
+    half a millisecond of CPU."""
+
+    def __init__(self) -> None:
+        self._watches: list[_Watch] = []
+        self._changing = threading.Lock()
+        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+
+    def add(self, watch: _Watch) -> None:
+        with self._changing:
+            self._watches.append(watch)
+
+    def remove(self, watch: _Watch) -> None:
+        """Waits for a look that has begun: what is over is not given up."""
+        with self._changing:
+            self._watches.remove(watch)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(LOOKS)
+            with self._changing, suppress(OSError):  # what cannot be seen now can be in a moment
+                for watch in self._watches:
+                    if reason := watch.exceeded():
+                        try:
+                            watch.give_up(reason)
+                        finally:  # with a store that is full too
+                            os.kill(os.getpid(), signal.SIGKILL)
+
+
+_dog = functools.cache(_Dog)
 
 
 class _Watch:
+    """One clip's limits, from now on."""
+
     def __init__(self, limits: Limits, give_up: Callable[[str], None]):
-        self._limits, self._give_up = limits, give_up
+        self._limits, self.give_up = limits, give_up
         self._began = time.monotonic()
         self._memory = limits.memory or _share_of_worker()
         self._children, self._looked = 0, float("-inf")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
         self.allow(0.0)
 
     def allow(self, length: float) -> None:
@@ -98,26 +133,13 @@ class _Watch:
             # The thread below cannot run while a library hangs without letting go of the interpreter. This one can.
             faulthandler.dump_traceback_later(2 * self._seconds, exit=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(LOOKS):
-            if reason := self._exceeded():
-                self._give_up(reason)
-                os.kill(os.getpid(), signal.SIGKILL)
-
     def _of_children(self) -> int:
         if (now := time.monotonic()) - self._looked >= CHILDREN_LOOKS:
             self._children, self._looked = children_bytes(), now
         return self._children
 
-    def _exceeded(self) -> str:
+    def exceeded(self) -> str:
+        """What it has too much of; empty while it has not."""
         if self._seconds is not None and time.monotonic() - self._began > self._seconds:
             return f"took longer than {self._seconds:.0f} s (--time-limit)"
         if self._memory and (held := resident_bytes() + self._of_children()) > self._memory:
