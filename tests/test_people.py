@@ -13,7 +13,7 @@ from mmfeat import voice
 from mmfeat.clip import extract
 from mmfeat.demo.face import Face, Pose
 from mmfeat.espeak import speak
-from mmfeat.extractors import find
+from mmfeat.extractors import find, speaking
 from mmfeat.extractors.face_nets import FaceNets
 from mmfeat.extractors.face_people import People
 from mmfeat.extractors.vision_facemesh import Facemesh, FacemeshConfig
@@ -89,6 +89,7 @@ def test_turns_are_followed_without_flicker(nets: FaceNets, cast: list[Face]) ->
         (None, "no sound: the largest face was taken"),
         (Waveform(np.zeros(0, np.float32), 16000), "no sound: the largest face was taken"),
         (Waveform(np.zeros(16000, np.float32), 16000), "no speech: the largest face was taken"),
+        (Waveform(np.full(100, 0.1, np.float32), 16000), "no speech: the largest face was taken"),
     ],
 )
 def test_without_speech_the_largest_is_taken_and_said(
@@ -97,6 +98,17 @@ def test_without_speech_the_largest_is_taken_and_said(
     images = talk(cast, np.zeros(5), np.linspace(0, 1, 5))
     track = run(images, lambda: sound, person="speaking")
     assert track.note == note and not is_right(track).any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("samples", [1, 100, 200, 800])
+def test_a_moment_of_speech_is_no_failure(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    """However short the sound is, and whatever the net takes it for."""
+    sound = Waveform(np.full(samples, 0.1, np.float32), 16000)
+    monkeypatch.setattr(voice, "speech", lambda sound: (np.array([[0, sound.seconds]]), np.ones(1, np.float32)))
+    mouths = {who: speaking.Mouth(np.arange(25), np.linspace(0, 1 + who, 25)) for who in range(2)}
+    times = np.stack([np.arange(25), np.arange(1, 26)], axis=1) / FPS
+    assert len(speaking.speakers(mouths, times, sound)[0]) == 25
 
 
 def test_a_doubtful_choice_is_said(nets: FaceNets, cast: list[Face]) -> None:

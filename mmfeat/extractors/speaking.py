@@ -44,7 +44,7 @@ _CHANGE = 12.0
 _CONVINCING = 0.35
 """Mean agreement of the chosen while a voice is heard, mostly more in footage that is in step, else mostly less."""
 
-_SOUND_RATE = 16000
+_SOUND_RATE, _FFT = 16000, 1024
 POINTS = (82, 13, 312, 87, 14, 317, 0, 17, 2, 152, 33, 263)
 """Points of the mesh that `openings` takes: inner upper and lower lip, both lips' rims, nose and chin, eye corners."""
 
@@ -123,15 +123,15 @@ def _together(mouths: Mapping[int, Mouth]) -> list[list[int]]:
 
 
 class _Sound:
-    """What of the sound a mouth can follow, on the common clock."""
+    """What of the sound a mouth can follow, on the common clock; only that there is none where nobody speaks."""
 
     def __init__(self, sound: Waveform):
         steps, probability = voice.speech(sound)
-        self.is_speech = bool((probability > 0.5).any())
         clock = np.arange(round(sound.seconds * _RATE)) / _RATE
-        voiced = (
-            np.interp(clock, steps.mean(axis=1), probability) > 0.5 if self.is_speech else np.zeros(len(clock), bool)
-        )
+        self.is_speech = bool(len(clock)) and bool((probability > 0.5).any())
+        if not self.is_speech:
+            return
+        voiced = np.interp(clock, steps.mean(axis=1), probability) > 0.5
         hum, *bands = _levels(sound, clock, voiced)
         smooth = {"open": 1.5, "opening": 3.0, "moving": 5.0}
         levels = {
@@ -222,9 +222,10 @@ def _levels(sound: Waveform, clock: Floats, voiced: NDArray[np.bool_]) -> list[F
     import librosa
 
     samples = sound.at(_SOUND_RATE).samples
-    spectrum = librosa.stft(samples, n_fft=1024, win_length=800, hop_length=160, pad_mode="constant")
+    samples = np.pad(samples, (0, max(0, _FFT - len(samples))))  # librosa warns of less
+    spectrum = librosa.stft(samples, n_fft=_FFT, win_length=800, hop_length=160, pad_mode="constant")
     power = spectrum.real**2 + spectrum.imag**2
-    frequencies = np.arange(len(power)) * (_SOUND_RATE / 1024)
+    frequencies = np.arange(len(power)) * (_SOUND_RATE / _FFT)
     found = []
     for low, high in (_HUM, *pairwise(_BANDS)):
         band = power[(frequencies >= low) & (frequencies < high)].sum(axis=0)
