@@ -21,6 +21,7 @@ from mmfeat.files import atomic, clear_leftovers
 from mmfeat.layout import ClipStatus, FeatureFile
 from mmfeat.media import MediaError, open_media
 from mmfeat.recipe import Recipe
+from pipelines.exits import expected, message
 from pipelines.journal import runs
 from pipelines.progress import duration
 
@@ -174,14 +175,22 @@ def _sample(corpus: Corpus, statuses: Sequence[ClipStatus]) -> list[tuple[Clip, 
 def _figure(clip: Clip, status: ClipStatus, recipe: Recipe) -> str:
     name = f"{escape(clip.id)}<br><span class='{'bad' if status.status == FAILED else 'quiet'}'>{escape(status.status)}"
     caption = f"<figcaption>{name}{escape(f': {status.reason}' if status.reason else '')}</span></figcaption>"
-    picture = _thumbnail(clip, status, recipe)
+    try:
+        picture, why = _thumbnail(clip, status, recipe)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a page must not cost the result that it shows
+        picture, why = None, _said(error)
+    said = f"<figcaption class=quiet>{escape(why)}</figcaption>" if why else ""
     if picture is None:
-        return f"<figure><div class=none>no picture</div>{caption}</figure>"
-    return f"<figure><img alt='' src='data:image/jpeg;base64,{base64.b64encode(picture).decode()}'>{caption}</figure>"
+        return f"<figure><div class=none>no picture</div>{caption}{said}</figure>"
+    encoded = base64.b64encode(picture).decode()
+    return f"<figure><img alt='' src='data:image/jpeg;base64,{encoded}'>{caption}{said}</figure>"
 
 
-def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> bytes | None:
-    """JPEG of a frame in which somebody is seen, if anybody is, landmarks drawn; None where nothing can be decoded."""
+def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> tuple[bytes | None, str]:
+    """JPEG of a frame in which somebody is seen, if anybody is, landmarks drawn; None where nothing can be decoded.
+
+    And why there are no landmarks, where their extractor cannot say.
+    """
     import cv2
 
     from mmfeat.plot import landmarks
@@ -191,10 +200,10 @@ def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> bytes | None:
         with open_media(clip.path, clip.start, clip.end) as media:
             moments = _moments(media.frames(), status.seconds)
     except MediaError:
-        return None
+        return None, ""
     if not moments:
-        return None
-    image, track = _best(moments, recipe)
+        return None, ""
+    image, track, why = _best(moments, recipe)
     scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     for colour, points in landmarks(track, len(track) - 1) if track else ():
@@ -202,15 +211,26 @@ def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> bytes | None:
         for x, y in points * scale:
             cv2.circle(small, (round(float(x)), round(float(y))), 1, rgb, -1, cv2.LINE_AA)
     done, jpeg = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return jpeg.tobytes() if done else None
+    return (jpeg.tobytes() if done else None), why
 
 
-def _best(moments: Sequence[list[Frame]], recipe: Recipe) -> tuple[NDArray[np.uint8], Track | None]:
-    """The picture of the first moment at which the recipe's extractor sees something, and what it sees."""
+def _best(moments: Sequence[list[Frame]], recipe: Recipe) -> tuple[NDArray[np.uint8], Track | None, str]:
+    """The picture of the first moment at which the recipe's extractor sees something, what it sees, and "".
+
+    Where the extractor cannot be asked, the first picture that is not blank, None, and why: it may be at home on the
+    workers only, or need more than a few frames.
+    """
+    clear = [frames for frames in moments if frames[-1].image.std() >= _BLANK] or moments[:1]
+    try:
+        return (*_first_seen(clear, recipe), "")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it may be anybody's, and the features are made
+        return clear[0][-1].image, None, f"without landmarks: {_said(error)}"
+
+
+def _first_seen(clear: Sequence[list[Frame]], recipe: Recipe) -> tuple[NDArray[np.uint8], Track | None]:
     from mmfeat.clip import loaded
     from mmfeat.plot import with_pixels
 
-    clear = [frames for frames in moments if frames[-1].image.std() >= _BLANK] or moments[:1]
     # What reads a clip as a whole has no answer for a few of its frames, and what hears it cannot tell who speaks.
     registered, shown = recipe.registered("vision"), with_pixels(recipe)
     if not registered.by_clip:
@@ -218,9 +238,14 @@ def _best(moments: Sequence[list[Frame]], recipe: Recipe) -> tuple[NDArray[np.ui
             shown = shown.changed(vision={**shown.vision, "person": "all"})
         for frames in clear:
             track = loaded("vision", shown)(frames)
-            if track.valid[-1]:
+            if len(track) and track.valid[-1]:
                 return frames[-1].image, track
     return clear[0][-1].image, None
+
+
+def _said(error: BaseException) -> str:
+    """In one line, as `pipelines.exits` has it; of an error that its words alone do not explain, its kind too."""
+    return message(error) if expected(error) else f"{type(error).__name__}: {message(error)}"
 
 
 def _moments(frames: Iterable[Frame], seconds: float) -> list[list[Frame]]:

@@ -13,6 +13,7 @@ import pytest
 from mmfeat import corpus as corpora
 from mmfeat.demo.face import Face, Pose, random_identity
 from mmfeat.recipe import load_recipe
+from mmfeat.registry import MissingBackendError
 from pipelines import run_report
 from pipelines.cli import main
 from pipelines.journal import Journal, who
@@ -63,7 +64,7 @@ def test_landmarks_are_drawn_where_the_face_is(tmp_path: Path, shared_data: Path
     clip = corpora.load(tmp_path).usable[0]
     status = run_report.ClipStatus(clip.id, "train", "ok", "", 2.0)
     recipe = load_recipe("default")
-    jpeg = run_report._thumbnail(clip, status, recipe)
+    jpeg, _ = run_report._thumbnail(clip, status, recipe)
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).astype(int)
     green = (image[:, :, 1] > 150) & (image[:, :, 1] - image[:, :, 2] > 60) & (image[:, :, 1] - image[:, :, 0] > 60)
     rows, columns = np.nonzero(green)
@@ -76,7 +77,7 @@ def thumbnail(images: list[np.ndarray], folder: Path) -> np.ndarray:
     (folder / "label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,,0.5,train\n")
     clip = corpora.load(folder).usable[0]
     seconds = len(images) / 25
-    jpeg = run_report._thumbnail(
+    jpeg, _ = run_report._thumbnail(
         clip, run_report.ClipStatus(clip.id, "train", "ok", "", seconds), load_recipe("default")
     )
     return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
@@ -132,7 +133,41 @@ def test_the_sample_shows_every_kind_of_status_first(monkeypatch):
 
 
 def test_the_name_of_a_clip_with_a_picture_is_no_markup_either(monkeypatch):
-    monkeypatch.setattr(run_report, "_thumbnail", lambda clip, status, recipe: b"jpeg")
+    monkeypatch.setattr(run_report, "_thumbnail", lambda clip, status, recipe: (b"jpeg", SCRIPT))
     clip = corpora.Clip("v", SCRIPT, "train", Path("x"), "", 0.0)
     figure = run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok", SCRIPT), load_recipe("default"))
-    assert SCRIPT not in figure and figure.count("&lt;script&gt;") == 2
+    assert SCRIPT not in figure and figure.count("&lt;script&gt;") == 3
+
+
+def refusing(error: BaseException):
+    def make(part, recipe):
+        raise error
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("a window needs ten frames"), "ValueError: a window needs ten frames"),
+        (MissingBackendError("model 'face_landmark' is not there"), "without landmarks: model &#x27;face_landmark"),
+        (SystemExit(3), "SystemExit: 3"),
+    ],
+)
+def test_an_extractor_that_cannot_be_asked_costs_the_landmarks_only(tmp_path, monkeypatch, error, says):
+    """The features are made by then: by workers that have what is missing here, or from more than a few frames."""
+    scene = np.zeros((120, 160, 3), np.uint8)
+    scene[30:90, 40:120] = (200, 90, 30)
+    write_media(tmp_path / "Raw" / "v" / "1.mp4", [scene] * 10)
+    (tmp_path / "label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,,0.5,train\n")
+    clip = corpora.load(tmp_path).usable[0]
+    monkeypatch.setattr("mmfeat.clip.loaded", refusing(error))
+    figure = run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok", "", 0.4), load_recipe("default"))
+    assert "data:image/jpeg" in figure and says in figure
+
+
+def test_a_picture_that_cannot_be_made_costs_the_picture_only(monkeypatch):
+    clip = corpora.Clip("v", "1", "train", Path("x"), "", 0.0)
+    monkeypatch.setattr(run_report, "_thumbnail", lambda *_: refusing(PermissionError(13, "denied", "v/1.mp4"))(0, 0))
+    figure = run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok"), load_recipe("default"))
+    assert "no picture" in figure and "v/1.mp4: denied" in figure
