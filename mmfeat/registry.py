@@ -97,13 +97,21 @@ class Entry:
         return not self.languages or language in self.languages
 
     def missing(self) -> list[str]:
-        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        missing = [package for package in self.packages if not _is_there(package)]
         if self.backend:
             from mmfeat.backends import environment
 
             if why := environment.state(environment.find(self.backend)):
                 missing.append(f"an environment of its own ({why})")
         return missing
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package can be found. That of a submodule is imported for it, whatever that ends in."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (Exception, SystemExit):  # noqa: BLE001 - not there, or broken: neither can be used
+        return False
 
 
 @dataclass(frozen=True)

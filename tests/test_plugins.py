@@ -95,6 +95,16 @@ def test_a_broken_plugin_is_named_and_breaks_nothing_else(site: Path, code: str,
         found.find("bright")
 
 
+def test_packages_that_cannot_be_looked_for_are_missing(site: Path) -> None:
+    """Of a submodule, Python imports the package, which may not be there, be no package, or be broken."""
+    (site / "breaks.py").write_text("raise SystemExit(3)")
+    needs = ("nosuch.sub", "numpy", "json.sub.sub", "breaks.sub", ".relative")
+    entry = Entry("bright", "vision", "m", "", "MIT", needs, "pip install nosuch")
+    assert entry.missing() == ["nosuch.sub", "json.sub.sub", "breaks.sub", ".relative"]
+    with pytest.raises(MissingBackendError, match=r"'bright' needs nosuch.sub, .*: pip install nosuch"):
+        Registry("extractor", [entry]).find("bright")
+
+
 def test_a_module_that_registers_nothing_is_named(site: Path) -> None:
     install(site, "mm-empty", {"bright": "empty_entry:ENTRY"}, empty_entry=plugin(module="empty_entry"))
     with pytest.raises(MissingBackendError, match=r"mm-empty 1.0.*module empty_entry does not register 'bright'"):
