@@ -5,12 +5,16 @@ And what they may rely on: a transcript is Unicode text.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 from mmfeat.track import Track, Wordpieces
 
 _NO_TEXT = re.compile("[\ud800-\udfff\0]")
+
+_BEHIND = 0.1
+"""Seconds by which steps that are as long may end behind the clip: a window begun there, a codec's padding."""
 
 
 def check_track(track: Any, extractor: Any, seconds: float | None = None) -> None:
@@ -24,9 +28,10 @@ def check_track(track: Any, extractor: Any, seconds: float | None = None) -> Non
         raise ValueError(f"{who} returned values in rows that are not valid; they must be zero")
     if not len(track):
         return
-    step = float((track.times[:, 1] - track.times[:, 0]).max())
-    first, last = float(track.times[:, 0].min()), float(track.times[:, 1].max())
-    if first < 0 or (seconds is not None and last > seconds + step):
+    starts, ends = track.times.T
+    first, last = float(starts.min()), float(ends.max())
+    end = math.inf if seconds is None else seconds
+    if first < 0 or starts.max() >= end or last > end + min(float((ends - starts).max()), _BEHIND):
         length = "" if seconds is None else f" of {seconds:.3f} s"
         raise ValueError(f"{who} returned times from {first:.3f} to {last:.3f} s, outside the clip{length}")
 

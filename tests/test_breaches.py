@@ -25,6 +25,10 @@ def track(first: float = 0.0, valid: bool = True) -> Track:
     return Track(np.stack([starts, starts + 0.5], 1), np.ones((3, 2), np.float32), np.full(3, valid), Careless.names)
 
 
+def steps(times: list[list[float]]) -> Track:
+    return Track(np.array(times, float), np.ones((len(times), 2), np.float32), np.ones(len(times), bool), ("a", "b"))
+
+
 def pieces(**changes: Any) -> Wordpieces:
     arrays: dict[str, Any] = {"ids": np.zeros(2, np.int32), "segments": np.zeros(2, np.int32)}
     arrays |= {"spans": np.array([[0, 2], [2, 5]], np.int32), "values": np.ones((2, 2), np.float32)}
@@ -33,7 +37,10 @@ def pieces(**changes: Any) -> Wordpieces:
 
 def test_what_keeps_to_the_contract_passes() -> None:
     contract.check_track(track(), Careless(), 1.5)
-    contract.check_track(track(), Careless(), 1.1)  # the last step may end behind the sound
+    contract.check_track(track(), Careless(), 1.45)  # the last step may end a little behind the sound
+    contract.check_track(steps([[0, 0.02], [0.01, 0.03]]), Careless(), 0.0150)
+    contract.check_track(steps([[0, 9.9]]), Careless())
+    contract.check_track(Track.empty(Careless.names), Careless(), 0.0)
     contract.check_text(pieces(), Careless(), "hello")
 
 
@@ -42,6 +49,10 @@ def test_what_keeps_to_the_contract_passes() -> None:
     [
         (track(-0.5), "outside the clip"),
         (track(3.0), "outside the clip of 1.500 s"),
+        (steps([[0, 2.9]]), "from 0.000 to 2.900 s, outside"),  # a long step allows itself nothing
+        (steps([[0, 0.2], [0.1, 2.9]]), "outside"),
+        (steps([[0, 2.9], [0.1, 0.2]]), "outside"),
+        (steps([[0, 0.01], [1.5, 1.5]]), "from 0.000 to 1.500 s, outside"),  # begins where the clip is over
         (track(valid=False), "not valid; they must be zero"),
     ],
 )

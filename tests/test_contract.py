@@ -19,7 +19,7 @@ from mmfeat.extractors import ENTRIES, Config, MissingBackendError, find
 from mmfeat.media import open_media
 from mmfeat.recipe import Recipe, load_recipe
 from tests import tiny_models
-from tests.media_files import tone, write_media
+from tests.media_files import stripes, tone, write_media
 from tests.test_audio_librosa import speechlike
 
 MISSING = object()
@@ -221,6 +221,14 @@ class TestRealStreams:
         )
         stereo, mono = (self.tracks(name, settings, path) for path in (as_stereo, as_mono))
         np.testing.assert_allclose(stereo.values, mono.values, rtol=1e-3, atol=1e-3 * np.abs(mono.values).max())
+
+    @pytest.mark.parametrize("name", [entry.name for entry in ENTRIES.values() if entry.modality != "text"])
+    def test_no_step_reaches_past_slow_or_very_short_clips(self, name: str, settings: Any, tmp_path: Path) -> None:
+        """`extract` fails a clip whose track does."""
+        pictures = stripes(3)
+        for k, (fps, seconds, codec) in enumerate([(1, 3.0, "aac"), (1, 2.53, "pcm_s16le"), (60, 0.05, "pcm_s16le")]):
+            path = write_media(tmp_path / f"{k}.mkv", pictures, sound=tone(seconds), fps=fps, sound_codec=codec)
+            assert len(self.tracks(name, settings, path))
 
     @pytest.mark.parametrize("name", [entry.name for entry in ENTRIES.values() if entry.modality == "vision"])
     def test_rotated_video_is_seen_upright(self, name: str, settings: Any, shared_data: Path, tmp_path: Path) -> None:
