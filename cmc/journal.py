@@ -37,7 +37,7 @@ class Journal:
     """Keeps nothing: for training whose interruption costs little."""
 
     def restore(self, stage: str) -> State | None:
-        """The stage's state after the last epoch that was written; generators are as they were then."""
+        """The stage's state after the last epoch that was written, on the CPU; generators are as they were then."""
         return None
 
     def write(self, stage: str, row: Mapping[str, float], state: Callable[[], State], last: bool) -> None:
@@ -175,7 +175,7 @@ def generators() -> dict[str, Any]:
     numpy = legacy | {"state": legacy["state"] | {"key": torch.from_numpy(legacy["state"]["key"].astype(np.int64))}}
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "python": random.getstate(),
         "numpy": numpy,
     }
@@ -184,8 +184,8 @@ def generators() -> dict[str, Any]:
 def set_generators(states: Mapping[str, Any]) -> None:
     """Put generators back to what `generators` gave."""
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):  # there may be fewer GPUs than then
+        torch.cuda.set_rng_state(state, device)
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     numpy = states["numpy"]

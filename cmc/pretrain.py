@@ -20,7 +20,7 @@ from cmc.config import Config, DivergedError
 from cmc.data import Batch, Split, Task
 from cmc.journal import Journal
 from cmc.strategies import STRATEGIES
-from cmc.training import Best, Report, load_owned, owned, silent, snapshot
+from cmc.training import Best, Report, load_owned, moved, owned, silent, snapshot
 from cmc.unimodal import Unimodal, runs_encoder
 
 
@@ -171,7 +171,8 @@ def run(stage: Stage, report: Report = silent, journal: Journal | None = None) -
         for m, value in best.items():
             value.value, value.epoch = before["best"][m]
         names = ("weights", "states", "best_epoch", "history", "values", "extra")
-        kept = Pretrained(**{name: before[name] for name in names})
+        device = stage.splits["train"].tokens.device  # a journal gives everything back on the CPU
+        kept = Pretrained(**{name: moved(before[name], device) for name in names})
         epoch = len(kept.history)
     try:
         while not ended():

@@ -29,7 +29,7 @@ from cmc.pretrain import Given, Pretrained, pretrain
 from cmc.rows import Stream, blocks
 from cmc.strategies import STRATEGIES
 from cmc.text_encoder import encoder_name, folder_of, is_cached, load_encoder, names_encoder, with_arrays
-from cmc.training import Report, class_weights, find_device, seed_everything, silent
+from cmc.training import Report, class_weights, find_device, moved, seed_everything, silent
 from cmc.unimodal import Unimodal
 from mmfeat.layout import LABELS, MODALITIES, TIMED, FeatureFile
 from mmfeat.models import MissingModelError
@@ -266,9 +266,9 @@ def fit(material: Material, config: Config, report: Report = silent, journal: Jo
     # From here on everything is on the CPU, and is evaluated there.
     loss = Finetuning(model, train, valid, labels, config, task).validate()
     train, valid, model = material.train, material.valid, model.cpu()
-    weights, extra = _on_cpu(weights), _on_cpu(first.extra)
-    states, values = ({k: _on_cpu(per) for k, per in found.items()} for found in (first.states, first.values))
-    unimodal = {m: _on_cpu(state) for m, state in first.weights.items()}
+    weights, unimodal, states, values, extra = (
+        moved(found, torch.device("cpu")) for found in (weights, first.weights, first.states, first.values, first.extra)
+    )
     logits = validation_logits(model, valid, config)
     own = train.label("M").numpy()
     record = runs.Record(
@@ -301,10 +301,6 @@ def _reconstruction(first: Pretrained) -> dict[str, list[float]]:
         for m, row in rows.items()
         if f"valid_{m}" in row and f"valid_{m}_mean" in row
     }
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 @torch.inference_mode()

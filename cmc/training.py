@@ -115,6 +115,13 @@ def only_present(labels: Tensor, batch: Batch, modality: str) -> Tensor:
     return labels.masked_fill(~batch.present(modality), -1)
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """A value with its tensors, however deep in dicts, on a device."""
+    if isinstance(value, dict):
+        return {name: moved(part, device) for name, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 class Means:
     """Mean losses of an epoch by name. They stay where they were computed until asked for: reading one makes a GPU wait
     for all that it has been given."""

@@ -10,12 +10,16 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import distributed
 import pytest
 import torch
 
+from cmc import journal
 from cmc import run as runs
 from cmc.cli import main
 from cmc.cluster import own_device, pool
@@ -24,12 +28,22 @@ from cmc.data import Split, Task, load, task_of
 from cmc.evaluate import evaluate
 from cmc.finetune import Finetuning
 from cmc.fusion import Multimodal
+from cmc.journal import Journal
 from cmc.planted import Plan, plant
+from cmc.pretrain import Stage
+from cmc.pretrain import run as run_stage
 from cmc.rows import SHARE_OF_DEVICE
+from cmc.strategies import STRATEGIES
+from cmc.strategies.cyclic import Cycle
+from cmc.strategies.generation import Generation
+from cmc.strategies.masked import Masked
+from cmc.strategies.mug import MUG
 from cmc.strategies.plgm import Pretraining
+from cmc.strategies.ulgm import ULGM
 from cmc.training import Means, devices, find_device
 from cmc.unimodal import Unimodal
 from mmfeat.layout import FeatureFile
+from tests import strategy_clips
 
 META = torch.device("meta")
 TINY = ["--text", "freeze", "--layers", "1", "--heads", "2", "--width", "8", "--epochs", "1", "--pretrain-epochs", "1"]
@@ -149,6 +163,97 @@ def test_an_epoch_of_stage_2_neither_waits_for_the_device_nor_leaves_a_tensor_be
 
 def _task() -> Task:
     return Task(("negative", "neutral", "positive"), True)
+
+
+STAGES: dict[str, type[Stage]] = {
+    "plgm": Pretraining,
+    "mug": MUG,
+    "ulgm": ULGM,
+    "cyclic": Cycle,
+    "generation": Generation,
+    "masked": Masked,
+}
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What a stage is made of, but for its optimisers, whose state torch brings to where the weights are."""
+    yield value
+    if isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part)
+    elif type(value).__module__.startswith("cmc.") and not isinstance(value, Config | torch.nn.Module):
+        yield from _parts(vars(value))
+
+
+def _sent_to_meta(value: Any) -> Any:
+    if isinstance(value, torch.Tensor | torch.nn.Module | Split):
+        return value.to(META)
+    if isinstance(value, dict):
+        return {name: _sent_to_meta(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_sent_to_meta(part) for part in value)
+    if type(value).__module__.startswith("cmc.") and not isinstance(value, Config | Task):
+        vars(value).update(_sent_to_meta(vars(value)))
+    return value
+
+
+def _devices(value: Any) -> set[str]:
+    found = set()
+    for part in _parts(value):
+        tensors = [part] if isinstance(part, torch.Tensor) else []
+        tensors += part.state_dict().values() if isinstance(part, torch.nn.Module) else []
+        found |= {tensor.device.type for tensor in tensors}
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*meta parameter.*is a no-op")
+@pytest.mark.parametrize("name", STAGES)
+def test_what_a_stage_goes_on_from_is_on_its_device(name, monkeypatch):
+    """A journal gives states back on the CPU, whatever they were written from."""
+    train, valid = (
+        replace(clips, values=torch.randn(len(clips)))
+        for clips in (strategy_clips.split(12), strategy_clips.split(6, seed=1))
+    )
+    config = Config(pretrain=name, text="freeze", layers=1, width=8, heads=2, pretrain_epochs=3, label_warmup=0)
+
+    def made() -> Stage:
+        models = {m: Unimodal(m, columns, 3, config) for m, columns in strategy_clips.COLUMNS.items()}
+        return STAGES[name](models, train, valid, config, strategy_clips.TASK)
+
+    stage = made()
+    stage.warmup = min(stage.warmup, 1)  # MUG's labels are made at the end of it
+    seen: list[dict[str, Any]] = []
+
+    class Writes(Journal):
+        def write(self, stage, row, state, last):
+            seen.append(state())
+
+    class Reads(Journal):
+        def restore(self, stage):
+            return seen[-1]
+
+    run_stage(stage, journal=Writes())
+    assert _devices(seen[-1]) == {"cpu"}
+    again = _sent_to_meta(made())
+    again.warmup = stage.warmup
+    found = run_stage(again, journal=Reads())  # which is at its end at once
+    assert len(found.history) == len(seen) and _devices(vars(again)) == {"meta"}
+    kept = [found.weights, found.states, found.values, found.extra]
+    assert _devices(kept) == {"meta"}
+    assert found.states["train"].keys() == found.weights.keys() == strategy_clips.COLUMNS.keys()
+
+
+def test_generators_of_gpus_that_are_gone_are_left(monkeypatch):
+    """A run goes on where fewer GPUs are to be seen than when it was written."""
+    states, found = journal.generators(), {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: found.update({device: state}))
+    journal.set_generators(states | {"cuda": [torch.zeros(16), torch.ones(16)]})
+    assert list(found) == [0] and not found[0].any()
+
+
+def test_every_strategy_that_learns_in_epochs_goes_on_on_its_device():
+    assert set(STAGES) == {strategy.module for strategy in STRATEGIES.values()} - {"none"}
 
 
 def test_arrays_without_room_on_the_device_stay_and_go_batch_by_batch(on_meta, monkeypatch):

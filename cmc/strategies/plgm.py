@@ -67,7 +67,7 @@ class Pretraining(Stage):
             load_owned(average.model, state["averaged"][m])
         for name, per in self.labels.items():
             for m, made in per.items():
-                made.states = state["labels"][name][m]
+                made.states.copy_(state["labels"][name][m])
         self.steps = state["steps"]
 
     def judged(self, modality: str) -> Unimodal:
