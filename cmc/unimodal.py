@@ -27,11 +27,14 @@ class Output(NamedTuple):
 
 
 class RowNorm(nn.BatchNorm1d):
-    """BatchNorm that takes one row for what it is: without a variance, and normalised by what was seen so far."""
+    """BatchNorm that takes one row for what it is: without a variance, and normalised by what was seen so far.
+
+    The last batch of an epoch may be one clip, of one step.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """x (rows, D) or (B, D, L) → the same shape."""
-        if self.training and x.dim() == 2 and len(x) == 1:
+        if self.training and x.numel() == self.num_features:
             return functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )

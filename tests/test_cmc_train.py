@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from cmc.finetune import Finetuning
 from cmc.planted import Plan, plant
 from cmc.predict import classify
 from mmfeat.layout import FeatureFile
+from mmfeat.mmsa.read import convert
 
 PLAN = Plan({"train": 36, "valid": 12, "test": 15}, signal=4.0, missing=0.1, seed=5)
 QUICK = ["--layers", "1", "--pretrain-epochs", "3", "--epochs", "2", "--batch-size", "12"]
@@ -231,6 +233,25 @@ def test_annotated_labels_train_the_encoder_in_both_stages(mode: str, encoder: P
 def test_reference_mode_trains_on_a_feature_file(with_encoder: Path, tmp_path: Path) -> None:
     assert main(["train", str(with_encoder), "-o", str(tmp_path / "run"), *QUICK, "--mode", "reference"]) == 0
     assert runs.read(tmp_path / "run").config.label_momentum == (0.8, 0.99, 0.99)
+
+
+@pytest.mark.parametrize("mode", ["reference", "calibrated"])
+def test_one_vector_per_clip_trains_with_a_last_batch_of_one(mode: str, tmp_path: Path) -> None:
+    """Such a batch has a single row to normalise."""
+    draw = np.random.default_rng(0)
+    clips = {"train": 13, "valid": 6, "test": 6}
+    splits = {
+        name: {
+            "id": [f"{name}$_${k}" for k in range(n)],
+            **{m: draw.standard_normal((n, 4)).astype(np.float32) for m in MODALITIES},
+            "regression_labels": np.arange(n, dtype=np.float32) % 3 - 1,
+        }
+        for name, n in clips.items()
+    }
+    (tmp_path / "u.pkl").write_bytes(pickle.dumps(splits))
+    path = convert(tmp_path / "u.pkl", tmp_path / "u.h5")
+    assert main(["train", str(path), "-o", str(tmp_path / "run"), *FROZEN, "--mode", mode]) == 0
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
 
 
 def test_one_modality(features: Path, tmp_path: Path) -> None:
