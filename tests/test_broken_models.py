@@ -98,7 +98,7 @@ def test_speech_recognition(tmp_path: Path, damage: Callable[[Path], Any], says:
 
 
 def test_an_image_encoder_is_no_text_encoder(tmp_path: Path) -> None:
-    folder = tiny_models.image("clip", tmp_path / "clip")
+    folder = tiny_models.image("vit", tmp_path / "vit")
     for name in TOKENIZER[:2]:
         tiny_models.text(tmp_path / "bert")
         (folder / name).write_bytes((tmp_path / "bert" / name).read_bytes())

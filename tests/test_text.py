@@ -74,12 +74,28 @@ def distilbert(folder: Path) -> Path:
     return folder
 
 
+def clip(folder: Path, whole: bool = False) -> Path:
+    """CLIP's text model, which norms its last layer once more, alone or in a checkpoint of both halves."""
+    import torch
+    import transformers as t
+
+    tiny_models.text(folder)
+    size = t.BertConfig.from_pretrained(folder).vocab_size
+    torch.manual_seed(0)
+    text = {**_SIZES, "vocab_size": size, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    both = t.CLIPConfig(text_config=text, vision_config={**_SIZES, "image_size": 32, "patch_size": 8})
+    (t.CLIPModel(both) if whole else t.CLIPTextModel(both.text_config)).save_pretrained(folder)
+    return folder
+
+
 MAKERS = {
     "bert": tiny_models.text,
     "chinese": lambda folder: tiny_models.text(folder, "你 好 世 界 今 天 ， 。 2 0 1 9"),
     "distilbert": distilbert,
     "roberta": roberta,
     "xlm-roberta": lambda folder: roberta(folder, unigram=True),
+    "clip": clip,
+    "whole clip": lambda folder: clip(folder, whole=True),
 }
 
 
@@ -123,11 +139,12 @@ class TestTransformers:
         from transformers import AutoModel, AutoTokenizer
 
         text = "what a lovely day"
-        tokens = AutoTokenizer.from_pretrained(folders[family])(text, return_tensors="pt")
+        tokenizer = AutoTokenizer.from_pretrained(folders[family])
+        tokens = {key: value for key, value in tokenizer(text, return_tensors="pt").items() if "type" not in key}
         with torch.inference_mode():
             model = AutoModel.from_pretrained(folders[family]).eval()
-            hidden = model(**tokens, output_hidden_states=True).hidden_states
-            np.testing.assert_allclose(hidden[-1], model(**tokens).last_hidden_state, atol=1e-5)
+            output = getattr(model, "text_model", model)(**tokens, output_hidden_states=True)
+        hidden = (*output.hidden_states[:-1], output.last_hidden_state)
         expected = {-1: hidden[-1], 0: hidden[0], 2: hidden[2], "mean_last_4": torch.stack(hidden[-4:]).mean(0)}
         for layer, values in expected.items():
             found = made("transformers", model=str(folders[family]), layer=layer)(text).values
@@ -152,6 +169,27 @@ class TestWhatATransformersModelCannotDo:
 
     def test_more_wordpieces_than_it_reads(self, folders) -> None:
         self.refused("max_wordpieces 65: .*bert reads 64", model=str(folders["bert"]), max_wordpieces=65)
+
+    def test_more_wordpieces_than_it_can_read_although_its_config_says_so(self, folders, tmp_path: Path) -> None:
+        """RoBERTa's first position is the third; known only where the tokenizer says nothing of it."""
+        from transformers import AutoTokenizer
+
+        roberta(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        tokenizer.model_max_length = 10**30
+        tokenizer.save_pretrained(tmp_path)
+        self.refused("cannot read `max_wordpieces: 66` at once, set fewer", model=str(tmp_path), max_wordpieces=66)
+        assert len(made("transformers", model=str(tmp_path), max_wordpieces=64)("day " * 80).ids) == 64
+
+    def test_a_model_without_limit_may_say_minus_one(self, tmp_path: Path) -> None:
+        import transformers as t
+
+        tiny_models.text(tmp_path)
+        size = t.BertConfig.from_pretrained(tmp_path).vocab_size
+        t.XLNetModel(t.XLNetConfig(vocab_size=size, d_model=32, n_layer=4, n_head=4, d_inner=48)).save_pretrained(
+            tmp_path
+        )
+        assert made("transformers", model=str(tmp_path))("what a day").values.shape == (5, 32)
 
     def test_a_tokenizer_without_frame(self, folders, tmp_path: Path) -> None:
         from tokenizers import processors

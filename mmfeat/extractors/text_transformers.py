@@ -19,12 +19,13 @@ class TransformersConfig(TextConfig):
     layer: int | Literal["mean_last_4"] = Field(-1, description="hidden layer; -1 is the last")
 
 
-@register("transformers", TransformersConfig, version=2, models=lambda config: (config.model,))
+@register("transformers", TransformersConfig, version=3, models=lambda config: (config.model,))
 class Transformers:
     """Wordpieces of a transcript with one vector each.
 
     An empty transcript has just `[CLS] [SEP]`, by whatever names the model knows them. Every clip goes through alone,
-    so that no result depends on others. Raises MissingBackendError where the model cannot do what the config asks.
+    so that no result depends on others. Of a model of pictures and text, CLIP for one, the text part is taken. Raises
+    MissingBackendError where the model cannot do what the config asks.
     """
 
     def __init__(self, config: TransformersConfig):
@@ -42,12 +43,17 @@ class Transformers:
             raise MissingBackendError(
                 f"{config.model}: its tokenizer frames no text with [CLS] and [SEP] or their like"
             )
-        self._model = load_encoder(config.model)
+        model = load_encoder(config.model)
+        self._model = getattr(model, "text_model", model)
         self._no_gradients = torch.inference_mode
         with loading(config.model, "is no text encoder"):
             self._check(self._model.config)
             self.names = tuple(f"hidden_{k}" for k in range(self._model.config.hidden_size))
             self("")
+        # What stands in the config is not always true: RoBERTa takes two of its positions for itself.
+        longest = config.max_wordpieces
+        with loading(config.model, f"cannot read `max_wordpieces: {longest}` at once, set fewer"):
+            self(" ".join(map(str, range(longest))))
 
     def _check(self, model: Any) -> None:
         layer, layers = self.config.layer, model.num_hidden_layers
@@ -56,7 +62,8 @@ class Transformers:
         if layer != "mean_last_4" and not -layers - 1 <= layer <= layers:
             raise MissingBackendError(f"layer {layer}: {self.config.model} has layers 0 (input) to {layers}")
         limits = [self._tokenizer.model_max_length, getattr(model, "max_position_embeddings", None)]
-        if (most := min(limit for limit in limits if limit)) < self.config.max_wordpieces:
+        # XLNet, which has no limit, says -1.
+        if (most := min(limit for limit in limits if limit and limit > 0)) < self.config.max_wordpieces:
             raise MissingBackendError(f"max_wordpieces {self.config.max_wordpieces}: {self.config.model} reads {most}")
 
     def __call__(self, text: str) -> Wordpieces:
@@ -74,9 +81,11 @@ class Transformers:
         _close_up(spans, text, tokens.pop("special_tokens_mask")[0].numpy() == 0)
         accepted = {key: value for key, value in tokens.items() if key in self._tokenizer.model_input_names}
         with self._no_gradients():
-            hidden = self._model(**accepted, output_hidden_states=True).hidden_states
+            output = self._model(**accepted, output_hidden_states=True)
+        # The last layer is the one that the model gives: some norm it once more.
+        states = (*output.hidden_states[:-1], output.last_hidden_state)
         layer = self.config.layer
-        values = sum(hidden[-4:]) / 4 if layer == "mean_last_4" else hidden[layer]
+        values = sum(states[-4:]) / 4 if layer == "mean_last_4" else states[layer]
         return Wordpieces(
             tokens["input_ids"][0].numpy().astype(np.int32),
             tokens["token_type_ids"][0].numpy().astype(np.int32),
