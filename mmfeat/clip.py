@@ -24,6 +24,8 @@ from mmfeat.track import Frame, Track, Waveform, Word, Wordpieces
 from mmfeat.words import AlignmentError
 
 FAILED = "failed"
+READS = 3
+"""Times that a clip is read whose file is another one when that is done: a corpus may still be copied."""
 Timings = dict[str, float]
 """Wall seconds by kind of work: decode, transcript, vision, audio, text, words."""
 
@@ -114,17 +116,22 @@ def extract_to_store(clip: Clip, recipe: Recipe, store: Store, parts: Iterable[s
     A bad clip is never an exception: its shards say why. Raises MissingBackendError, since then no clip can succeed,
     and OSError where the store cannot be written.
     """
-    fingerprints = fingerprints_of(recipe)
     parts = tuple(part for part in recipe.parts() if part in set(parts))
     clip = recipe.locate(clip)
-    shards, timings = _extract(clip, recipe, parts, _heard_before(clip, store))
-    fingerprints = {**fingerprints, "transcript": clip.transcriber}
+    fingerprints = {**fingerprints_of(recipe), "transcript": clip.transcriber}
+    for _ in range(READS):
+        places = store.places(clip, fingerprints)
+        shards, timings = _extract(clip, recipe, parts, _heard_before(clip, store))
+        if (now := store.places(clip, fingerprints)) == places:
+            break
+        places = now
+        shards = {part: Shard(FAILED, f"its file changed while it was read, {READS} times") for part in shards}
     began = time.perf_counter()
     for part, shard in shards.items():
         if shard.status == FAILED:
-            store.fail(clip, part, fingerprints[part], shard.reason)
+            store.fail_at(places[part], clip, shard.reason)
         else:
-            store.write(clip, part, fingerprints[part], shard)
+            store.write_at(places[part], clip, shard)
     timings["store"] = time.perf_counter() - began
     status, reason, seconds = summary(shards)
     return ClipReport(clip.id, status, reason, seconds, parts, timings)

@@ -273,8 +273,14 @@ def write_words(group: h5py.Group, rows: Iterable[tuple[int, str, float, float, 
 
 
 def write_clips(file: h5py.File, clips: Iterable[ClipStatus]) -> None:
-    rows = [(clip.id, clip.split, clip.status, clip.reason, clip.seconds) for clip in clips]
+    rows = [(storable(clip.id), clip.split, clip.status, storable(clip.reason), clip.seconds) for clip in clips]
     file.create_dataset("meta/clips", data=np.array(rows, _clips))
+
+
+def storable(text: str) -> str:
+    """What HDF5 takes as a string: one without NUL, at which it would end, and bytes of file names that are no UTF-8
+    spelt out."""
+    return text.replace("\0", "").encode(errors="backslashreplace").decode()
 
 
 def write_train_stats(file: h5py.File, modality: str, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:

@@ -23,8 +23,8 @@ av.logging.set_level(av.logging.FATAL)
 
 # Sound is placed by its timestamps. Streams jitter by less than this much; a larger jump is a real gap or overlap.
 JUMP = 0.04
-# A stream that claims more is not believed: it would only fill the memory with silence.
-LONGEST_GAP = 600.0
+# A frame that comes later than all before it by more than this is left out: its time was damaged, or the clock was set.
+LEAP = 600.0
 
 # Seconds; no file is so long, and later times overflow where they are counted in samples.
 LATEST = 1e8
@@ -196,6 +196,9 @@ class Media:
             is_video = isinstance(frame, av.VideoFrame)
             stream = self._video if is_video else self._audio
             time = self._time(frame, shown if is_video else self._sound.seconds)
+            if time - max(shown, self.seconds) > LEAP:
+                self.damage = self.damage or f"{stream.type} leaps from {max(shown, self.seconds):.1f} to {time:.1f} s"
+                continue
             if limit is not None and time >= limit:
                 done[stream.index] = True
                 if all(done.values()) or time >= limit + INTERLEAVING:
@@ -346,7 +349,7 @@ class _Sound:
         if late < -JUMP or (late < 0 and not self._count):
             mono = mono[round(-late * self._rate) :]
         elif late > JUMP or (late > 0 and not self._count):
-            self._append(np.zeros(round(min(late, LONGEST_GAP) * self._rate), np.float32))
+            self._append(np.zeros(round(late * self._rate), np.float32))
         self._append(mono)
 
     def _append(self, samples: Floats) -> None:

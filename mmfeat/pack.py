@@ -28,7 +28,7 @@ from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
 from mmfeat.pack_block import Block, Filled, Reader, Sizes, blocks, fill
 from mmfeat.recipe import Recipe
-from mmfeat.shards import Store
+from mmfeat.shards import ShardError, Store
 
 PACKAGES = (
     *("mmfeat", "numpy", "torch", "transformers", "librosa", "opensmile", "av", "opencv-python-headless"),
@@ -95,25 +95,23 @@ def pack(
     have the recipe's `max_wordpieces`. Longer clips lose their end. Clips of which only a part could be decoded are
     marked `damaged`, or fail where they are not to be kept.
 
-    Raises NothingUsableError where no clip has features, and FileNotFoundError where a shard is not there.
+    Raises NothingUsableError where no clip has features, FileNotFoundError where a shard is not there, and ShardError
+    where some are damaged; those are removed, all of them.
     """
     if aligned and not recipe.words:
         raise NothingUsableError(f"recipe {recipe.name!r} finds no words, so nothing can be aligned to them")
     with _mapping(min(workers, len(corpus.clips) // _CLIPS)) as each:
-        return _pack(corpus, recipe, store, out, aligned, report or (lambda done, total: None), keep_damaged, each)
+        reader = Reader(recipe, store, recipe.fingerprints(), aligned, keep_damaged)
+        try:
+            return _pack(corpus, recipe, reader, out, aligned, report or (lambda done, total: None), each)
+        except ShardError as error:
+            more = sum(each(reader.damaged, _some([recipe.locate(clip) for clip in corpus.usable])))
+            raise ShardError(f"{error}, and {more} more" if more else str(error)) from None
 
 
 def _pack(
-    corpus: Corpus,
-    recipe: Recipe,
-    store: Store,
-    out: Path,
-    aligned: bool,
-    report: Report,
-    keep_damaged: bool,
-    each: Each,
+    corpus: Corpus, recipe: Recipe, reader: Reader, out: Path, aligned: bool, report: Report, each: Each
 ) -> PackReport:
-    reader = Reader(recipe, store, recipe.fingerprints(), aligned, keep_damaged)
     survey = _survey(corpus, recipe, reader, each)
     if not survey.usable:
         raise NothingUsableError(f"none of {len(corpus.clips)} clips gave features, so {out} is not written")
@@ -123,7 +121,7 @@ def _pack(
         modality: pieces if aligned else survey.padded(modality, recipe.padding) for modality in layout.TIMED
     }
     clear_leftovers(out)  # as large as the whole file
-    with atomic(out) as temporary, Target(temporary) as target, h5py.File(target, "w") as file:
+    with atomic(out) as temporary, Target(temporary) as target, _named(target), h5py.File(target, "w") as file:
         layout.write_head(
             file,
             aligned=aligned,
@@ -150,13 +148,26 @@ def _pack(
     return PackReport(out, survey.clips, truncated)
 
 
+@contextmanager
+def _named(target: Target) -> Iterator[None]:
+    """On a full disk HDF5 stumbles over what was not written; the reason is the disk."""
+    try:
+        yield
+    except Exception:
+        target.check()
+        raise
+
+
 def _survey(corpus: Corpus, recipe: Recipe, reader: Reader, each: Each = map) -> _Survey:
     survey = _Survey()
     clips = [recipe.locate(clip) for clip in corpus.clips]
-    some = [clips[first : first + _TOGETHER] for first in range(0, len(clips), _TOGETHER)]
-    for clip, (status, sizes) in zip(clips, chain.from_iterable(each(reader.look, some)), strict=True):
+    for clip, (status, sizes) in zip(clips, chain.from_iterable(each(reader.look, _some(clips))), strict=True):
         survey.add(clip, status, sizes, recipe.grid_hz)
     return survey
+
+
+def _some(clips: list[Clip]) -> list[list[Clip]]:
+    return [clips[first : first + _TOGETHER] for first in range(0, len(clips), _TOGETHER)]
 
 
 class _Survey:

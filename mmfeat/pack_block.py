@@ -23,7 +23,7 @@ from mmfeat.corpus import Clip
 from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
 from mmfeat.recipe import Recipe
-from mmfeat.shards import Shard, Store
+from mmfeat.shards import Shard, ShardError, Store
 from mmfeat.track import Word
 
 _CLASS_COLUMNS = {"label": "classification_labels"} | {f"label_{key[-1]}": key for key in layout.CLASSES.values()}
@@ -66,6 +66,19 @@ class Reader:
             return found, {}
         details = {modality: shards[modality].details for modality in layout.MODALITIES}
         return found, {modality: (said["steps"], said["columns"]) for modality, said in details.items()}
+
+    def damaged(self, clips: Iterable[Clip]) -> int:
+        """Reads every shard; returns how many were damaged, and are removed."""
+        found = 0
+        for clip in clips:
+            for part, fingerprint in self._fingerprints.items():
+                try:
+                    self._store.read(clip, part, fingerprint)
+                except ShardError:
+                    found += 1
+                except FileNotFoundError:
+                    continue
+        return found
 
     def names(self, clip: Clip) -> dict[str, tuple[str, ...]]:
         """Modality → one name per column; any usable clip has them."""
@@ -168,7 +181,7 @@ def fill(block: Block) -> Filled:
 
 def _labels(clip: Clip, class_names: Sequence[str]) -> dict[str, Any]:
     texts = (("id", clip.id), ("raw_text", clip.text), ("annotations", clip.annotation))
-    values: dict[str, Any] = {key: text.replace("\0", "") for key, text in texts}  # HDF5 strings end at a NUL
+    values: dict[str, Any] = {key: layout.storable(text) for key, text in texts}
     if class_names:
         return values | {
             key: class_names.index(clip.classes[column])

@@ -35,6 +35,10 @@ _FOLDER = re.compile(r"[a-z]+-[0-9a-f]{16}")
 """A part and its fingerprint."""
 
 
+Place = str
+"""Path of a shard without its ending."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
     """What became of one part of one clip."""
@@ -65,14 +69,21 @@ class Store:
         """Parts that are still to be extracted. What failed before counts as done, unless `retry_failed`."""
         todo = []
         for part, place in self._places(clip, fingerprints):
-            done = exists(place + ".npz") or (exists(place + ".failed") and not retry_failed)  # noqa: PTH110
+            done = exists(place + ".npz") or (_failure(place) and not retry_failed)  # noqa: PTH110
             if not done:
                 todo.append(part)
         return tuple(todo)
 
+    def places(self, clip: Clip, fingerprints: Mapping[str, str]) -> dict[str, Place]:
+        """Part → where its result belongs, as the clip's files are now."""
+        return dict(self._places(clip, fingerprints))
+
     def write(self, clip: Clip, part: str, fingerprint: str, shard: Shard) -> Path:
         """Store a result; a failure of an earlier try is forgotten."""
-        place = self._place(clip, part, fingerprint)
+        return self.write_at(self._place(clip, part, fingerprint), clip, shard)
+
+    def write_at(self, place: Place, clip: Clip, shard: Shard) -> Path:
+        """`write`, in a place that was asked for before the clip's files were read."""
         head = {
             "id": clip.id,
             "status": shard.status,
@@ -89,9 +100,13 @@ class Store:
 
     def fail(self, clip: Clip, part: str, fingerprint: str, reason: str) -> Path:
         """Store that there is no result, and why."""
-        path = Path(self._place(clip, part, fingerprint) + ".failed")
+        return self.fail_at(self._place(clip, part, fingerprint), clip, reason)
+
+    def fail_at(self, place: Place, clip: Clip, reason: str) -> Path:
+        """`fail`, in a place that was asked for before."""
+        path = Path(place + ".failed")
         with atomic(path) as temporary:
-            temporary.write_text(canonical_json({"id": clip.id, "reason": reason}), encoding="utf-8")
+            temporary.write_bytes(_encoded({"id": clip.id, "reason": reason}))
         return path
 
     def failure(self, clip: Clip, part: str, fingerprint: str) -> str:
@@ -124,11 +139,11 @@ class Store:
             yield Path(place + ".npz")
             yield Path(place + ".failed")
 
-    def _place(self, clip: Clip, part: str, fingerprint: str) -> str:
+    def _place(self, clip: Clip, part: str, fingerprint: str) -> Place:
         """Where a part's shard lies, without its ending."""
         return next(self._places(clip, {part: fingerprint}))[1]
 
-    def _places(self, clip: Clip, fingerprints: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    def _places(self, clip: Clip, fingerprints: Mapping[str, str]) -> Iterator[tuple[str, Place]]:
         """(part, `_place`) of several parts; the clip's file is looked at once. Text, since 100 000 clips have as many
         places as a Path would take seconds for."""
         base: dict[str, Any] = {"format": _FORMAT, "id": clip.id}
@@ -147,23 +162,32 @@ class Store:
 
 
 def _hash(made_from: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(made_from).encode()).hexdigest()[:32]
+    return hashlib.sha256(_encoded(made_from)).hexdigest()[:32]
 
 
 def _json(value: Any) -> NDArray[np.uint8]:
-    return np.frombuffer(canonical_json(value).encode(), np.uint8)
+    return np.frombuffer(_encoded(value), np.uint8)
+
+
+def _encoded(value: Any) -> bytes:
+    """As JSON; the bytes of a file name that are no UTF-8 come as what Python makes of them."""
+    return canonical_json(value).encode(errors="surrogatepass")
+
+
+def _decoded(content: bytes) -> Any:
+    return json.loads(content.decode(errors="surrogatepass"))
 
 
 @functools.lru_cache(maxsize=64)
 def _names(packed: bytes) -> tuple[str, ...]:
-    return tuple(json.loads(packed))
+    return tuple(_decoded(packed))
 
 
 def _read(place: str, clip: Clip, arrays: bool) -> Shard:
     path = place + ".npz"
     try:
         content = npz.read(path) if arrays else {"head": npz.first(path)}
-        head = json.loads(content.pop("head").tobytes())
+        head = _decoded(content.pop("head").tobytes())
         names = _names(content.pop("names").tobytes()) if arrays else ()
     except FileNotFoundError:
         if reason := _failure(place):
@@ -177,10 +201,15 @@ def _read(place: str, clip: Clip, arrays: bool) -> Shard:
     return Shard(head["status"], head["reason"], head["seconds"], content, head["details"], names)
 
 
-def _failure(place: str) -> str:
+def _failure(place: Place) -> str:
+    """Why there is no result; a file that does not say so is removed."""
+    path = Path(place + ".failed")
     try:
-        return str(json.loads(Path(place + ".failed").read_text(encoding="utf-8"))["reason"])
+        return str(_decoded(path.read_bytes())["reason"]) or "failed"
     except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError):
+        path.unlink(missing_ok=True)
         return ""
 
 

@@ -57,3 +57,19 @@ def write_media(
 def stripes(count: int, height: int = 64, width: int = 96) -> list[NDArray[np.uint8]]:
     """Frames whose grey level is their number times 4, so that each can be told from its neighbours."""
     return [np.full((height, width, 3), 4 * k % 256, np.uint8) for k in range(count)]
+
+
+def leap(source: Path, target: Path, kind: str, after: float, by: float) -> Path:
+    """A copy of a file in which the times of one stream leap by `by` seconds at `after`."""
+    patient = {"max_interleave_delta": "0"}  # packets stand in the order of their times, however far apart these are
+    with av.open(str(source)) as read, av.open(str(target), "w", options=patient) as write:
+        streams = {stream.index: write.add_stream_from_template(stream) for stream in read.streams}
+        for packet in read.demux():
+            if not packet.size:
+                continue
+            if packet.stream.type == kind and float(packet.pts * packet.time_base) >= after:
+                packet.pts += round(by / packet.time_base)
+                packet.dts = None if packet.dts is None else packet.dts + round(by / packet.time_base)
+            packet.stream = streams[packet.stream.index]
+            write.mux(packet)
+    return target

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,3 +209,41 @@ def test_a_table_of_such_text_is_refused_in_one_line(tmp_path: Path, bad: bytes,
     (tmp_path / "label.csv").write_bytes(b"video_id,clip_id,text,label,mode\nv,1,hello " + bad + b",1,train\n")
     with pytest.raises(corpus.CorpusError, match=says):
         corpus.load(tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """A corpus may still be copied. Else old features would pass for those of the new file for ever."""
+    whole = write_media(tmp_path / "whole.mp4", sound=tone(3.0))
+    path = write_media(tmp_path / "clip.mp4", sound=tone(1.0))
+    extract_all, left = clip_module._extract, [times]
+
+    def replaced_meanwhile(*arguments: Any) -> Any:
+        found = extract_all(*arguments)
+        if left[0]:
+            left[0] -= 1
+            path.write_bytes(whole.read_bytes() + bytes(left[0]))
+        return found
+
+    monkeypatch.setattr(clip_module, "_extract", replaced_meanwhile)
+    clip, store = as_clip(path), Store(tmp_path / "work")
+    report = extract_to_store(clip, recipe, store)
+    assert not store.missing(clip, recipe.fingerprints())
+    if times == 1:
+        assert report.status != "failed" and report.seconds == pytest.approx(3.0, abs=0.1)
+        assert store.read(clip, "audio", recipe.fingerprints()["audio"]).seconds == report.seconds
+    else:
+        assert report.status == "failed" and "changed while it was read, 3 times" in report.reason
+
+
+def test_a_file_whose_name_is_no_utf_8_is_a_clip_like_any_other(tmp_path: Path, recipe: Recipe) -> None:
+    path = tmp_path / os.fsdecode(b"clip.m\xff")
+    path.write_bytes(write_media(tmp_path / "clip.mp4", sound=tone(1.0)).read_bytes())
+    clip, store = as_clip(path), Store(tmp_path / "work")
+    assert extract_to_store(clip, recipe, store).status != "failed"
+    assert not store.missing(clip, recipe.fingerprints())
+    broken = as_clip(tmp_path / os.fsdecode(b"gone.m\xff"))
+    report = extract_to_store(broken, recipe, store, ["audio"])
+    assert store.failure(broken, "audio", recipe.fingerprints()["audio"]) == report.reason != ""

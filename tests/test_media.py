@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mmfeat import track
 from mmfeat.media import CutError, MediaError, open_media
 from mmfeat.track import Waveform
-from tests.media_files import stripes, tone, write_media
+from tests.media_files import leap, stripes, tone, write_media
 
 
 def test_frames_and_sound_come_out_of_one_pass(tmp_path: Path) -> None:
@@ -209,6 +210,25 @@ def test_a_file_that_ends_before_its_clip_is_marked(tmp_path: Path) -> None:
     with open_media(path, 0.5, 9.0) as media:
         assert len(list(media.frames())) == 13
     assert media.damage == "the file ends 8.0 s before the clip does"
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_a_leap_in_time_is_damage_and_neither_silence_nor_a_picture_that_lasts(tmp_path: Path, kind: str) -> None:
+    """A damaged time stamp would make a clip of hours; what comes before it is kept, and the other stream."""
+    whole = write_media(tmp_path / "whole.mkv", stripes(75), sound=tone(3.0))
+    with open_media(leap(whole, tmp_path / "leap.mkv", kind, after=2.0, by=36_000)) as media:
+        frames, sound = list(media.frames()), media.waveform()
+        assert sound is not None
+        assert {"audio": sound.seconds, "video": media.video_seconds}[kind] == pytest.approx(2.0, abs=0.1)
+        assert media.seconds == pytest.approx(3.0, abs=0.1) and frames[-1].end <= 3.1
+        assert re.match(rf"{kind} leaps from [23]\.\d to 3600\d\.\d s", media.damage)
+
+
+def test_sound_that_begins_late_is_no_leap(tmp_path: Path) -> None:
+    whole = write_media(tmp_path / "whole.mkv", stripes(50), [30.0 * k for k in range(50)], tone(3.0))
+    with open_media(leap(whole, tmp_path / "late.mkv", "audio", after=0.0, by=900)) as media:
+        assert len(list(media.frames())) == 50 and not media.damage
+        assert media.waveform().seconds == pytest.approx(903, abs=0.1)
 
 
 def test_an_hour_of_sound_is_in_memory_once(tmp_path: Path) -> None:

@@ -134,6 +134,15 @@ class TestStore:
         assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}"])
+def test_a_torn_note_of_failure_is_no_result(tmp_path: Path, recipe: Recipe, content: bytes) -> None:
+    store, clip = Store(tmp_path / "work"), make_clip(tmp_path, "c")
+    store.fail(clip, "audio", "a0", "broken").write_bytes(content)
+    assert store.missing(clip, {"audio": "a0"}) == ("audio",)
+    with pytest.raises(FileNotFoundError, match="extract it first"):
+        store.read(clip, "audio", "a0")
+
+
 class TestPack:
     def corpus(self, root: Path, store: Store) -> Corpus:
         clips = [
@@ -250,6 +259,34 @@ class TestPack:
         with pytest.raises(FileNotFoundError, match=r"npz \(clip .*c.*\) is not there: extract it first"):
             pack(corpus, recipe, store, tmp_path / "f.h5", workers=workers)
         assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*.h5"))
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_all_damaged_shards_are_found_at_once(
+        self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, workers: int
+    ) -> None:
+        """Or a disk that lost a thousand would take a thousand runs."""
+        monkeypatch.setattr(pack_module, "_CLIPS", 1)
+        store, corpus = self.many(tmp_path)
+        for path in sorted(store.workdir.glob("*-*/*/*.npz"))[::4]:
+            path.write_bytes(path.read_bytes()[:-300])
+        with pytest.raises(ShardError, match=r"is removed: the same command extracts it again, and 10 more$"):
+            pack(corpus, recipe, store, tmp_path / "f.h5", workers=workers)
+        assert len(list(store.workdir.glob("*-*/*/*.npz"))) == 33
+
+    def test_a_full_disk_is_named_when_hdf5_stumbles_over_it(
+        self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, corpus = self.many(tmp_path)
+
+        def stumble(*_: Any) -> None:
+            target.write(b"more")
+            raise RuntimeError("address of object past end of allocation")
+
+        with pack_module.Target(Path("/dev/full")) as target:
+            monkeypatch.setattr(pack_module, "Target", lambda _: target)
+            monkeypatch.setattr(pack_module, "_fill", stumble)
+            with pytest.raises(OSError, match="No space left"):
+                pack(corpus, recipe, store, tmp_path / "f.h5")
 
     def test_a_killed_process_is_an_error_and_leaves_nothing(
         self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
