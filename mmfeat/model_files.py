@@ -10,7 +10,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _LFS = b"version https://git-lfs"
-_ZIP, _GZIP = b"PK", b"\x1f\x8b"
+_ZIP, _GZIP, _PICKLE = b"PK", b"\x1f\x8b", b"\x80"
+_LOADED = (
+    "config.json",
+    "generation_config.json",
+    "*processor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "normalizer.json",
+    "*.index.json",
+)
+"""The JSON files of a model's folder that transformers loads; what others leave beside them may be anything."""
 _LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, as its own library has it."""
 
@@ -34,8 +46,11 @@ def damage(path: Path) -> str:
             return _damage_of_json(path)
         case ".zip" | ".task":
             return _damage_of_zip(path)
-        case ".bin" | ".pt" | ".pth":  # torch wrote plain pickles until 1.6
-            return _damage_of_zip(path) if head.startswith(_ZIP) else ""
+        case ".bin" | ".pt" | ".pth" if head.startswith(_ZIP):
+            return _damage_of_zip(path)
+        case ".bin" | ".pt" | ".pth" if path.suffix != ".bin" or path.name.startswith("pytorch_model"):
+            # torch wrote plain pickles until 1.6; other makers' .bin files may hold anything.
+            return "" if head.startswith(_PICKLE) else "is no file of torch's"
         case ".gz":
             return "" if head.startswith(_GZIP) else "is no gzip file"
     return ""
@@ -46,7 +61,7 @@ def damage_of_folder(folder: Path, files: Iterable[Path], weights: Iterable[str]
 
     Raises OSError.
     """
-    files = list(files)
+    files = [file for file in files if file.suffix != ".json" or any(map(file.match, _LOADED))]
     if not any(file.match(pattern) for file in files for pattern in weights):
         return f"{folder} holds no weights ({' or '.join(weights)})"
     for file in files:
@@ -56,7 +71,10 @@ def damage_of_folder(folder: Path, files: Iterable[Path], weights: Iterable[str]
         kind = Path(index.name.removesuffix(".index.json")).suffix
         if not any(file.suffix == kind for file in files):
             continue  # of the format that is not loaded
-        parts = set(json.loads(index.read_bytes()).get("weight_map", {}).values())
+        try:
+            parts = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError):
+            return f"{index} is no index of weights"
         if missing := sorted(name for name in parts if not (folder / name).is_file()):
             return f"{folder / missing[0]} is missing, which {index.name} names"
     return ""
@@ -91,7 +109,7 @@ def _damage_of_safetensors(path: Path, size: int) -> str:
 
 def _damage_of_json(path: Path) -> str:
     try:
-        json.loads(path.read_bytes())
+        json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         return f"is no JSON ({error})"
     return ""

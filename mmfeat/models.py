@@ -395,5 +395,9 @@ def _from_hub(name: str) -> Path:
 
 def _content(folder: Path) -> list[Path]:
     """What makes a transformers model: descriptions, tokenizer, and weights in the format that is loaded."""
-    weights = next((files for pattern in _WEIGHTS if (files := list(folder.glob(pattern)))), [])
-    return sorted([*weights, *(file for pattern in _DESCRIPTIONS for file in folder.glob(pattern))])
+
+    def found(pattern: str) -> list[Path]:
+        return [file for file in folder.glob(pattern) if file.is_file()]
+
+    weights = next(filter(None, map(found, _WEIGHTS)), [])
+    return sorted([*weights, *(file for pattern in _DESCRIPTIONS for file in found(pattern))])

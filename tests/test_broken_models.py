@@ -145,6 +145,18 @@ def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def as_index(content: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(content)
+
+
+def as_bin(content: bytes) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        no_weights(folder)
+        (folder / "pytorch_model.bin").write_bytes(content)
+
+    return damage
+
+
 def lost_part(folder: Path) -> None:
     parts = '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
     (folder / "model.safetensors.index.json").write_text(parts)
@@ -163,8 +175,15 @@ def lost_part(folder: Path) -> None:
         (lambda folder: cut(folder / "tokenizer.json"), "tokenizer.json is no JSON"),
         (no_weights, "holds no weights"),
         (lost_part, "model-2.safetensors is missing, which model.safetensors.index.json names"),
+        (as_index("[]"), "model.safetensors.index.json is no index of weights"),
+        (as_index('{"weight_map": null}'), "model.safetensors.index.json is no index of weights"),
+        (as_index("{}"), "model.safetensors.index.json is no index of weights"),
+        (as_bin(b"<html>not found</html>"), "pytorch_model.bin is no file of torch's"),
+        (as_bin(bytes(1000)), "pytorch_model.bin is no file of torch's"),
+        (lambda folder: (folder / "config.json").write_text("{}", encoding="utf-16"), "config.json is no JSON"),
     ],
-    ids=["cut", "empty", "a web page", "git-lfs", "cut tokenizer", "no weights", "lost part"],
+    ids="cut,empty,a web page,git-lfs,cut tokenizer,no weights,lost part,index of a list,index of nothing,empty index,"
+    "a web page as .bin,zeros as .bin,utf-16".split(","),
 )
 def test_damage_is_found_before_a_clip_is_begun(
     tmp_path: Path, damage: Callable[[Path], Any], says: str, capsys: pytest.CaptureFixture[str]
@@ -187,6 +206,18 @@ def test_damage_is_found_before_a_clip_is_begun(
     assert not (out.parent / "mmfeat-work/workers.log").exists()
 
 
+def test_what_transformers_does_not_load_is_not_judged(tmp_path: Path) -> None:
+    folder = tiny_models.text(tmp_path / "bert")
+    (folder / "notes.json").write_text("{")
+    (folder / "eval_results.json").write_text("")
+    (folder / "log.json").write_text("{}\n{}")
+    (folder / "training_args.bin").write_bytes(b"abc")
+    (folder / "x.json").mkdir()
+    (folder / "1.safetensors").mkdir()
+    models.check(str(folder))
+    assert models.digest(str(folder))
+
+
 def test_a_program_that_is_not_there_is_missed_before_a_clip_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENFACE_DIR", "/nowhere")
     models.pull()
@@ -200,7 +231,10 @@ def test_a_program_that_is_not_there_is_missed_before_a_clip_is_begun(monkeypatc
     ("name", "content", "says"),
     [
         ("a.bin", b"PK\x03\x04 and no end", "cut off"),
-        ("a.bin", b"\x80\x02 torch before 1.6", ""),
+        ("pytorch_model.bin", b"\x80\x02 torch before 1.6", ""),
+        ("pytorch_model.bin", b"<html>", "no file of torch's"),
+        ("a.pt", b"<html>", "no file of torch's"),
+        ("a.bin", b"3000000 300\n", ""),  # word2vec's, and many others
         ("a.task", b"PK\x03\x04 and no end", "cut off"),
         ("a.gz", b"hello 1 2", "no gzip file"),
         ("a.gz", gzip.compress(b"hello 1 2"), ""),
