@@ -6,6 +6,8 @@ import builtins
 import os
 import pickle
 import pickletools
+import struct
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,33 @@ def test_programs_that_no_pickler_writes(tmp_path, monkeypatch, program, reason)
     with pytest.raises(MMSAError, match=reason):
         loads(program, "x")
     assert not (tmp_path / "hacked").exists()
+
+
+HUGE = 3_000_000_000
+ANNOUNCING = {
+    "BYTEARRAY8": b"\x96" + struct.pack("<Q", HUGE),
+    "BINBYTES8": b"\x8e" + struct.pack("<Q", HUGE),
+    "BINUNICODE8": b"\x8d" + struct.pack("<Q", HUGE),
+    "FRAME": b"\x95" + struct.pack("<Q", HUGE),
+    "BINBYTES": b"B" + struct.pack("<I", HUGE),
+    "BINUNICODE": b"X" + struct.pack("<I", HUGE),
+    "BINSTRING": b"T" + struct.pack("<i", HUGE // 2),
+    "LONG4": b"\x8b" + struct.pack("<i", HUGE // 2),
+    "BYTEARRAY8 in a frame": b"\x95" + struct.pack("<Q", 10) + b"\x96" + struct.pack("<Q", HUGE),
+    "BINBYTES8 in a frame": b"\x95" + struct.pack("<Q", 10) + b"\x8e" + struct.pack("<Q", HUGE),
+}
+
+
+@pytest.mark.parametrize("name", ANNOUNCING)
+def test_no_room_is_made_for_bytes_that_are_not_there(tmp_path, name):
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x05" + ANNOUNCING[name] + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(MMSAError, match=r"x\.pkl is no pickle, or a damaged one"):
+            load(tmp_path / "x.pkl")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_no_pickle_is_said(tmp_path):

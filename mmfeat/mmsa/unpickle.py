@@ -2,7 +2,8 @@
 
 A pickle is a program: reading one with the standard library runs whatever it names. This reader answers the handful of
 names that numpy's own pickles use with small makers of its own, and refuses every other. The makers check what they are
-given before numpy sees it: a forged array can neither be larger than the bytes it brings nor hold a pointer.
+given before numpy sees it: a forged array can neither be larger than the bytes it brings nor hold a pointer. Nor does
+the reader make room for more bytes than the pickle has left, however many it announces.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ def load(path: str | Path) -> Any:
     with Path(path).open("rb") as file:
         if file.read(len(_ZIP)) == _ZIP:
             raise MMSAError(f"{path} is a zip archive, as torch.save writes it, and no pickle: {_PICKLE_IT}")
-        file.seek(0)
         value = _load(file, str(path))
     if isinstance(value, int) and value == _TORCH:
         raise MMSAError(f"{path} is a file of torch.save's, and no pickle of features: {_PICKLE_IT}")
@@ -210,10 +210,43 @@ _HASHED = {
 }
 
 
+def _bytearray(reader: Any) -> None:
+    """BYTEARRAY8. The standard library's handler fills as many bytes as are announced before it reads any."""
+    (size,) = struct.unpack("<Q", reader.read(8))
+    reader.append(bytearray(reader.read(size)))
+
+
+class _Source:
+    """A file whose reads are checked against what is left of it: reading n bytes makes room for n."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._left = file.seek(0, io.SEEK_END)
+        file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        if size > self._left:
+            raise EOFError(f"{size} bytes are announced where {self._left} are left")
+        self._left -= size
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        line = self._file.readline()
+        self._left -= len(line)
+        return line
+
+
 class _Unpickler(pickle._Unpickler):
     """The reader in Python: the one in C makes its memo as large as a pickle of ten bytes says, up to all memory."""
 
-    dispatch = pickle._Unpickler.dispatch | {opcode[0]: _guarded(opcode, keys) for opcode, keys in _HASHED.items()}
+    dispatch = (
+        pickle._Unpickler.dispatch
+        | {opcode[0]: _guarded(opcode, keys) for opcode, keys in _HASHED.items()}
+        | {pickle.BYTEARRAY8[0]: _bytearray}
+    )
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(_Source(file))
 
     def find_class(self, module: str, name: str) -> Any:
         if make := _NAMES.get((module, name)):
