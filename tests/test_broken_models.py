@@ -182,8 +182,21 @@ def lost_part(folder: Path) -> None:
         (as_bin(bytes(1000)), "pytorch_model.bin is no file of torch's"),
         (lambda folder: (folder / "config.json").write_text("{}", encoding="utf-16"), "config.json is no JSON"),
     ],
-    ids="cut,empty,a web page,git-lfs,cut tokenizer,no weights,lost part,index of a list,index of nothing,empty index,"
-    "a web page as .bin,zeros as .bin,utf-16".split(","),
+    ids=[
+        "cut",
+        "empty",
+        "a web page",
+        "git-lfs",
+        "cut tokenizer",
+        "no weights",
+        "lost part",
+        "index of a list",
+        "index of nothing",
+        "empty index",
+        "a web page as .bin",
+        "zeros as .bin",
+        "utf-16",
+    ],
 )
 def test_damage_is_found_before_a_clip_is_begun(
     tmp_path: Path, damage: Callable[[Path], Any], says: str, capsys: pytest.CaptureFixture[str]
