@@ -1,7 +1,7 @@
 """`run_report.html`: what a run did, on one page that needs nothing else, with pictures of a sample of clips.
 
-The numbers come from the feature file and from the work folder's journal; the pictures are decoded for the page, with
-the landmarks drawn where the recipe's extractor can say where it saw them.
+The numbers come from the feature file and from the work folder's journal; the pictures are made for it by
+`pipelines.pictures`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,19 @@ from typing import TYPE_CHECKING, Any
 from mmfeat.clip import FAILED
 from mmfeat.files import atomic, clear_leftovers
 from mmfeat.layout import ClipStatus, FeatureFile
-from mmfeat.media import MediaError, open_media
 from mmfeat.recipe import Recipe
-from pipelines.exits import expected, message
+from pipelines.extract import WORKER_LOG
 from pipelines.journal import runs
+from pipelines.pictures import Picture, pictures
 from pipelines.progress import duration
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mmfeat.corpus import Clip, Corpus
-    from mmfeat.track import Frame, Track
 
 SAMPLE = 12
 """Clips with a picture."""
-_FRAMES = 3
-"""Frames that the extractor sees at a moment: it follows a face from one to the next."""
-_MOMENTS = (1 / 2, 1 / 4, 3 / 4, 0.1, 0.9)
-"""Of a clip's length: the first of them at which somebody is seen is shown, else the first that is not blank."""
-_BLANK = 6.0
-"""Spread of grey levels below which a picture shows nothing."""
 _EXTRACTION = ("language", "vision", "audio", "text", "words", "transcribe", "loudness")
 """Of a recipe: what its clips' times depend on."""
-_WIDTH, _HEIGHT = 240, 200
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #222 }
@@ -75,7 +64,7 @@ def write_report(corpus: Corpus, recipe: Recipe, features: Path, workdir: Path, 
         "<h2>Where the time went</h2>",
         _times(corpus, recipe, workdir),
         "<h2>A sample of clips</h2>",
-        f"<div class=clips>{''.join(_figure(clip, status, recipe) for clip, status in _sample(corpus, clips))}</div>",
+        f"<div class=clips>{''.join(_figures(corpus, clips, recipe, workdir))}</div>",
     ]
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(corpus.root.name)}: mmfeat</title>"
@@ -172,92 +161,17 @@ def _sample(corpus: Corpus, statuses: Sequence[ClipStatus]) -> list[tuple[Clip, 
     return [(known[status.id], status) for _, _, status in sorted(ranked, key=lambda row: row[:2])[:SAMPLE]]
 
 
-def _figure(clip: Clip, status: ClipStatus, recipe: Recipe) -> str:
+def _figures(corpus: Corpus, clips: Sequence[ClipStatus], recipe: Recipe, workdir: Path) -> Iterable[str]:
+    sample = _sample(corpus, clips)
+    made = pictures([(clip, status.seconds) for clip, status in sample], recipe, workdir / WORKER_LOG)
+    return (_figure(clip, status, picture) for (clip, status), picture in zip(sample, made, strict=True))
+
+
+def _figure(clip: Clip, status: ClipStatus, picture: Picture) -> str:
     name = f"{escape(clip.id)}<br><span class='{'bad' if status.status == FAILED else 'quiet'}'>{escape(status.status)}"
     caption = f"<figcaption>{name}{escape(f': {status.reason}' if status.reason else '')}</span></figcaption>"
-    try:
-        picture, why = _thumbnail(clip, status, recipe)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a page must not cost the result that it shows
-        picture, why = None, _said(error)
-    said = f"<figcaption class=quiet>{escape(why)}</figcaption>" if why else ""
-    if picture is None:
+    said = f"<figcaption class=quiet>{escape(picture.why)}</figcaption>" if picture.why else ""
+    if picture.jpeg is None:
         return f"<figure><div class=none>no picture</div>{caption}{said}</figure>"
-    encoded = base64.b64encode(picture).decode()
+    encoded = base64.b64encode(picture.jpeg).decode()
     return f"<figure><img alt='' src='data:image/jpeg;base64,{encoded}'>{caption}{said}</figure>"
-
-
-def _thumbnail(clip: Clip, status: ClipStatus, recipe: Recipe) -> tuple[bytes | None, str]:
-    """JPEG of a frame in which somebody is seen, if anybody is, landmarks drawn; None where nothing can be decoded.
-
-    And why there are no landmarks, where their extractor cannot say.
-    """
-    import cv2
-
-    from mmfeat.plot import landmarks
-
-    assert clip.path is not None
-    try:
-        with open_media(clip.path, clip.start, clip.end) as media:
-            moments = _moments(media.frames(), status.seconds)
-    except MediaError:
-        return None, ""
-    if not moments:
-        return None, ""
-    image, track, why = _best(moments, recipe)
-    scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    for colour, points in landmarks(track, len(track) - 1) if track else ():
-        rgb = tuple(bytes.fromhex(colour[1:]))
-        for x, y in points * scale:
-            cv2.circle(small, (round(float(x)), round(float(y))), 1, rgb, -1, cv2.LINE_AA)
-    done, jpeg = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return (jpeg.tobytes() if done else None), why
-
-
-def _best(moments: Sequence[list[Frame]], recipe: Recipe) -> tuple[NDArray[np.uint8], Track | None, str]:
-    """The picture of the first moment at which the recipe's extractor sees something, what it sees, and "".
-
-    Where the extractor cannot be asked, the first picture that is not blank, None, and why: it may be at home on the
-    workers only, or need more than a few frames.
-    """
-    clear = [frames for frames in moments if frames[-1].image.std() >= _BLANK] or moments[:1]
-    try:
-        return (*_first_seen(clear, recipe), "")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it may be anybody's, and the features are made
-        return clear[0][-1].image, None, f"without landmarks: {_said(error)}"
-
-
-def _first_seen(clear: Sequence[list[Frame]], recipe: Recipe) -> tuple[NDArray[np.uint8], Track | None]:
-    from mmfeat.clip import loaded
-    from mmfeat.plot import with_pixels
-
-    # What reads a clip as a whole has no answer for a few of its frames, and what hears it cannot tell who speaks.
-    registered, shown = recipe.registered("vision"), with_pixels(recipe)
-    if not registered.by_clip:
-        if registered.hears(recipe.config("vision")):
-            shown = shown.changed(vision={**shown.vision, "person": "all"})
-        for frames in clear:
-            track = loaded("vision", shown)(frames)
-            if len(track) and track.valid[-1]:
-                return frames[-1].image, track
-    return clear[0][-1].image, None
-
-
-def _said(error: BaseException) -> str:
-    """In one line, as `pipelines.exits` has it; of an error that its words alone do not explain, its kind too."""
-    return message(error) if expected(error) else f"{type(error).__name__}: {message(error)}"
-
-
-def _moments(frames: Iterable[Frame], seconds: float) -> list[list[Frame]]:
-    """The last few frames up to each of `_MOMENTS`, in their order; of a clip that ends before, its last frames."""
-    found: dict[float, list[Frame]] = {}
-    kept: list[Frame] = []
-    waiting = sorted(_MOMENTS)
-    for frame in frames:
-        kept = [*kept[-(_FRAMES - 1) :], frame]
-        while waiting and frame.end >= seconds * waiting[0]:
-            found[waiting.pop(0)] = kept
-        if not waiting:
-            break
-    found.update({moment: kept for moment in waiting if kept})
-    return [found[moment] for moment in _MOMENTS if moment in found]

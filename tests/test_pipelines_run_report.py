@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -17,6 +22,8 @@ from mmfeat.registry import MissingBackendError
 from pipelines import run_report
 from pipelines.cli import main
 from pipelines.journal import Journal, who
+from pipelines.limits import Limits
+from pipelines.pictures import Picture, draw, pictures
 from tests.media_files import write_media
 from tests.test_pipelines_extract import write_clip
 
@@ -62,25 +69,22 @@ def test_landmarks_are_drawn_where_the_face_is(tmp_path: Path, shared_data: Path
     (tmp_path / "Raw" / "v" / "1.mp4").symlink_to(shared_data / "talking" / "vr_face2.mp4")
     (tmp_path / "label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,,0.5,train\n")
     clip = corpora.load(tmp_path).usable[0]
-    status = run_report.ClipStatus(clip.id, "train", "ok", "", 2.0)
-    recipe = load_recipe("default")
-    jpeg, _ = run_report._thumbnail(clip, status, recipe)
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    image = decoded(draw(clip, 2.0, load_recipe("default"))).astype(int)
     green = (image[:, :, 1] > 150) & (image[:, :, 1] - image[:, :, 2] > 60) & (image[:, :, 1] - image[:, :, 0] > 60)
     rows, columns = np.nonzero(green)
     assert 60 < len(rows) < 1000, "some pixels for each of 68 points"
     assert 0.3 < columns.mean() / image.shape[1] < 0.7 and 0.3 < rows.mean() / image.shape[0] < 0.8
 
 
+def decoded(picture: Picture) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+
 def thumbnail(images: list[np.ndarray], folder: Path) -> np.ndarray:
     write_media(folder / "Raw" / "v" / "1.mp4", images)
     (folder / "label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,,0.5,train\n")
     clip = corpora.load(folder).usable[0]
-    seconds = len(images) / 25
-    jpeg, _ = run_report._thumbnail(
-        clip, run_report.ClipStatus(clip.id, "train", "ok", "", seconds), load_recipe("default")
-    )
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    return decoded(draw(clip, len(images) / 25, load_recipe("default")))
 
 
 def test_a_black_middle_is_not_what_is_shown(tmp_path: Path):
@@ -132,11 +136,14 @@ def test_the_sample_shows_every_kind_of_status_first(monkeypatch):
     assert chosen == run_report._sample(corpus, statuses)
 
 
-def test_the_name_of_a_clip_with_a_picture_is_no_markup_either(monkeypatch):
-    monkeypatch.setattr(run_report, "_thumbnail", lambda clip, status, recipe: (b"jpeg", SCRIPT))
-    clip = corpora.Clip("v", SCRIPT, "train", Path("x"), "", 0.0)
-    figure = run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok", SCRIPT), load_recipe("default"))
-    assert SCRIPT not in figure and figure.count("&lt;script&gt;") == 3
+def figure(picture: Picture, name: str = "1") -> str:
+    clip = corpora.Clip("v", name, "train", Path("x"), "", 0.0)
+    return run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok", name), picture)
+
+
+def test_the_name_of_a_clip_with_a_picture_is_no_markup_either():
+    shown = figure(Picture(b"jpeg", SCRIPT), SCRIPT)
+    assert SCRIPT not in shown and shown.count("&lt;script&gt;") == 3
 
 
 def refusing(error: BaseException):
@@ -162,12 +169,76 @@ def test_an_extractor_that_cannot_be_asked_costs_the_landmarks_only(tmp_path, mo
     (tmp_path / "label.csv").write_text("video_id,clip_id,text,label,mode\nv,1,,0.5,train\n")
     clip = corpora.load(tmp_path).usable[0]
     monkeypatch.setattr("mmfeat.clip.loaded", refusing(error))
-    figure = run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok", "", 0.4), load_recipe("default"))
-    assert "data:image/jpeg" in figure and says in figure
+    shown = figure(draw(clip, 0.4, load_recipe("default")))
+    assert "data:image/jpeg" in shown and says in shown
 
 
-def test_a_picture_that_cannot_be_made_costs_the_picture_only(monkeypatch):
-    clip = corpora.Clip("v", "1", "train", Path("x"), "", 0.0)
-    monkeypatch.setattr(run_report, "_thumbnail", lambda *_: refusing(PermissionError(13, "denied", "v/1.mp4"))(0, 0))
-    figure = run_report._figure(clip, run_report.ClipStatus(clip.id, "train", "ok"), load_recipe("default"))
-    assert "no picture" in figure and "v/1.mp4: denied" in figure
+@dataclass(frozen=True)
+class Misbehaving:
+    """A clip that does what its name says wherever somebody opens it."""
+
+    clip_id: str
+    start = end = None
+
+    @property
+    def path(self) -> Path:
+        match self.clip_id:
+            case "crash":
+                os.abort()
+            case "hang":
+                time.sleep(60)
+            case "eat":
+                held = b"x" * 2**29
+                time.sleep(60 + len(held))
+            case "raise":
+                raise PermissionError(13, "denied", "v/1.mp4")
+        return Path(__file__)  # no film
+
+
+def test_what_a_clip_does_to_who_opens_it_costs_its_picture_only(tmp_path):
+    names = ["a", "crash", "b", "hang", "raise", "c", "eat", "d"]
+    clips = [(Misbehaving(name), 1.0) for name in names]
+    limits = Limits(seconds=4.0, factor=0.0, memory=2**29)
+    made = dict(zip(names, pictures(clips, load_recipe("default"), tmp_path / "log", limits), strict=True))
+    assert {name for name, picture in made.items() if not picture.why} == {"a", "b", "c", "d"}
+    assert "decoding it crashed: Aborted" in made["crash"].why
+    assert made["hang"].why == "took longer than 4 s" and "memory" in made["eat"].why
+    assert "v/1.mp4: denied" in made["raise"].why and "v/1.mp4: denied" in figure(made["raise"])
+
+
+def test_all_pictures_together_have_their_time(monkeypatch):
+    monkeypatch.setattr("pipelines.pictures.PATIENCE", 1.0)
+    made = pictures([(Misbehaving("hang"), 1.0)] * 2, load_recipe("default"))
+    assert [picture.why for picture in made] == ["the pictures took longer than 1 s together"] * 2
+
+
+CRASHING = """
+import os
+import av
+
+opened = av.open
+
+def av_open(file, *more, **options):
+    if str(file).endswith("crash.mp4"):
+        os.abort()
+    return opened(file, *more, **options)
+
+av.open = av_open
+"""
+
+
+def test_a_clip_that_crashes_the_decoder_leaves_the_page_and_the_exit_status(tmp_path):
+    """As where the decoder itself has a fault: whichever process opens the file dies."""
+    for name in ("crash", "fine"):
+        write_clip(tmp_path / "corpus" / "Raw" / "v" / f"{name}.mp4", seed=1)
+    (tmp_path / "corpus" / "label.csv").write_text(
+        "video_id,clip_id,text,label,mode\nv,crash,,0.5,train\nv,fine,,0.5,train\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(CRASHING)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    command = [sys.executable, "-m", "pipelines.cli", "extract", tmp_path / "corpus", "-o", tmp_path / "f.h5"]
+    run = subprocess.run([*command, "--workers", "1"], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 3, run.stderr
+    page = (tmp_path / "f_report.html").read_text()
+    assert page.count("data:image/jpeg") == 1 and "crashed the worker process 3 times" in page
+    assert "decoding it crashed: Aborted" in page
