@@ -7,6 +7,7 @@ leaves no trace in the shards, so the packed file does not depend on it.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmfeat import __version__
 from mmfeat.dask_client import default_workers
 from mmfeat.registry import MissingBackendError
 from mmfeat.shards import Store
@@ -54,6 +56,8 @@ class Job:
     fingerprints: Mapping[str, str]
     """Of those parts, as the client knows them."""
     limits: Limits = DEFAULT
+    version: str = __version__
+    """Of mmfeat where the job was made."""
 
 
 @dataclass
@@ -115,6 +119,8 @@ def extract_clip(job: Job) -> ClipReport:
     life."""
     from mmfeat.clip import FAILED, ClipReport, extract_to_store, fingerprints_of
 
+    if job.version != __version__:  # of a worker that came after the run began, which asks all that are there
+        raise MissingBackendError(f"mmfeat is {job.version} on the client, but {__version__} on {platform.node()}")
     own = fingerprints_of(job.recipe)
     if differing := [part for part in job.parts if own[part] != job.fingerprints[part]]:
         raise MissingBackendError(

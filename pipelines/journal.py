@@ -41,9 +41,19 @@ class Journal:
 
     def write(self, event: str, **values: Any) -> None:
         """Add an event; it is in the file's hands (not yet on disk) when this returns."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3)} | values, ensure_ascii=False)
+        line = _line({"event": event, "time": round(time.time(), 3)} | values)
         for stream in filter(None, (self._file, self._echo)):
             print(line, file=stream, flush=True)
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    """As people can read it; escaped where a path has bytes that are not UTF-8, so that it is read back the same."""
+    line = json.dumps(event, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(event)
+    return line
 
 
 def _is_torn(path: Path) -> bool:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_a_worker_with_other_models_is_refused(tmp_path, monkeypatch):
     job = extraction.jobs(corpus, FakeRecipe(), store)[0]
     monkeypatch.setattr(clips, "fingerprints_of", lambda recipe: FINGERPRINTS | {"vision": "another"})
     with pytest.raises(extraction.MissingBackendError, match="other vision features than this machine expects"):
+        extract_clip(job)
+
+
+def test_a_worker_of_another_version_that_came_late_is_refused(tmp_path, monkeypatch):
+    """`check_workers` asks those that are there when the run begins."""
+    corpus, store = make_corpus(tmp_path / "corpus", "a"), Store(tmp_path / "work")
+    monkeypatch.setattr(clips, "fingerprints_of", lambda recipe: FINGERPRINTS)
+    monkeypatch.setattr(extraction, "__version__", "0.1")
+    job = replace(extraction.jobs(corpus, FakeRecipe(), store)[0], version="0.2")
+    with pytest.raises(extraction.MissingBackendError, match=r"mmfeat is 0.2 on the client, but 0.1 on"):
         extract_clip(job)
 
 

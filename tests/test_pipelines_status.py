@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -120,3 +121,16 @@ def test_clean_removes_what_no_corpus_uses(work, capsys):
 def test_a_folder_without_a_journal_is_no_work_folder(command, tmp_path, capsys):
     assert main([command, str(tmp_path)]) == 2
     assert "is no work folder" in capsys.readouterr().err
+
+
+def test_paths_whose_bytes_are_not_utf_8(tmp_path, capsys):
+    """They are written down, read back the same, and shown."""
+    root = tmp_path / os.fsdecode(b"corpus \xff \xc3\xa9")
+    make_corpus(root, "a")
+    (root / "Raw" / "v" / os.fsdecode(b"0000.\xff")).write_bytes(b"no film")
+    echo = io.StringIO()
+    with Journal(tmp_path / "work", echo) as journal:
+        journal.write("start", corpus=str(root), recipe=load_recipe("default").model_dump(mode="json"), **who())
+    assert runs(tmp_path / "work")[0].start["corpus"] == str(root) == json.loads(echo.getvalue())["corpus"]
+    assert main(["check", str(root)]) == 0
+    assert "0000.\\udcff" in capsys.readouterr().out
