@@ -282,6 +282,13 @@ def test_the_command(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "11 clips" in said and [line.split()[:3] for line in said.splitlines() if line.startswith("audio")] == [
         ["audio", str(b), "a1"]
     ]
+    written = out.read_bytes()
+    assert main(["merge", str(a), str(b), "-o", str(out), "--take", f"audio={b}"]) == 2
+    assert f"{out} exists: choose another name, or --overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == written
+    assert main(["merge", str(a), str(b), "-o", str(a), "--take", f"audio={b}"]) == 2
+    assert "is one of the files to merge" in capsys.readouterr().err
+    out = a.with_name("other.h5")
     assert main(["merge", str(a), str(b), "-o", str(out)]) == 2
     assert "--take audio=" in capsys.readouterr().err
     for wrong in (f"smell={b}", "audio", "audio="):
@@ -290,6 +297,8 @@ def test_the_command(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> No
     fewer = write_features(a.with_name("fewer.h5"), IDS | {"train": IDS["train"][1:]}, fingerprints=OTHER)
     assert main(["merge", str(a), str(fewer), "-o", str(out), "--take", f"audio={fewer}", "--intersect"]) == 0
     assert "1 clip left out, not in every file: film0$_$0" in capsys.readouterr().out
+    assert main(["merge", str(a), str(b), "-o", str(out), "--take", f"audio={b}", "--overwrite"]) == 0
+    assert "11 clips" in capsys.readouterr().out
 
 
 def test_rows_of_one_clock_and_rows_per_frame_do_not_mix(a: Path, b: Path) -> None:

@@ -335,6 +335,36 @@ def test_the_command_says_what_to_name(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Recipe 'mmsa'" in capsys.readouterr().out
 
 
+def test_files_that_are_there_are_kept(
+    tmp_path: Path, planted: dict[bool, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled, config, features = tmp_path / "own.pkl", tmp_path / "own.mmsa.json", tmp_path / "f.h5"
+    own = pickle.dumps(dict.fromkeys(SPLITS, unaligned()))
+    pickled.write_bytes(own)
+    assert main(["convert", str(pickled), str(features)]) == 0
+    converted = features.read_bytes()
+    capsys.readouterr()
+
+    assert main(["convert", str(pickled), str(features)]) == 2
+    assert f"{features} exists: choose another name, or --overwrite" in capsys.readouterr().err
+    assert main(["convert", str(features), str(pickled), "--dialect", "mosi"]) == 2
+    assert f"{pickled} exists" in capsys.readouterr().err
+    config.write_text("mine")
+    assert main(["convert", str(features), str(pickled), "--dialect", "mosi"]) == 2
+    assert f"{pickled} and {config} exists" in capsys.readouterr().err
+    pickled.unlink()
+    assert main(["convert", str(features), str(pickled), "--dialect", "mosi"]) == 2
+    assert (config.read_text(), features.read_bytes()) == ("mine", converted) and not pickled.exists()
+
+    assert main(["convert", str(features), str(pickled), "--dialect", "mosi", "--overwrite"]) == 0
+    assert json.loads(config.read_text())["dataset_name"] == "mosi"
+    del (lacking := unaligned())["regression_labels"]
+    (tmp_path / "lacking.pkl").write_bytes(pickle.dumps(dict.fromkeys(SPLITS, lacking)))
+    assert main(["convert", str(tmp_path / "lacking.pkl"), str(features), "--overwrite"]) == 0
+    assert main(["convert", str(features), str(pickled), "--overwrite"]) == 0
+    assert not config.exists()  # MMSA cannot load this one, and it described the other
+
+
 def test_cmc_takes_a_pickle(
     tmp_path: Path, planted: dict[bool, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

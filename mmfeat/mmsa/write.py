@@ -47,12 +47,18 @@ def export(path: Path, out: Path, dialect: str = "") -> Path | None:
         pickler = _Pickler(pickled, protocol=4)
         pickler.fast = _is_tree(data, set())
         pickler.dump(data)
+    beside = config_of(out)
     if settings is None:
+        beside.unlink(missing_ok=True)  # it would describe the pickle that was replaced
         return None
-    beside = out.with_suffix(".mmsa.json")
     with atomic(beside) as temporary:
         temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return beside
+
+
+def config_of(pickled: Path) -> Path:
+    """Where the configuration for a pickle lies."""
+    return pickled.with_suffix(".mmsa.json")
 
 
 class _Pickler(pickle.Pickler):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipelines.commands.overwrite import add_overwrite, check_overwrite
 from pipelines.exits import Exit, UsageError
 
 SUMMARY = "turn MMSA's pickled features into a feature file, or a feature file into MMSA's"
@@ -25,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--text-model", metavar="NAME", help="encoder that made a .pkl's text and token ids, to finetune it"
     )
     parser.add_argument("--language", metavar="CODE", help="of a .pkl's transcripts, ISO 639-1")
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -37,14 +39,16 @@ def run(args: argparse.Namespace) -> Exit:
 
         if args.dialect:
             raise UsageError("--dialect is for writing a .pkl")
+        check_overwrite(args, [args.out])
         print(convert(args.source, args.out, args.text_model or "", args.language or ""))
         print(f"next: cmc train {args.out} -o RUN{'' if args.text_model else ' --text freeze'}")
         return Exit.OK
 
-    from mmfeat.mmsa.write import export
+    from mmfeat.mmsa.write import config_of, export
 
     if args.text_model or args.language:
         raise UsageError("--text-model and --language are for reading a .pkl")
+    check_overwrite(args, [args.out, config_of(args.out)])
     config = export(args.source, args.out, args.dialect or "")
     print(args.out)
     if config:

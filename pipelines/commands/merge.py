@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipelines.commands.overwrite import add_overwrite, check_overwrite
 from pipelines.exits import Exit, UsageError
 from pipelines.show import plural, table
 
@@ -33,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--intersect", action="store_true", help="keep the clips that all files have; otherwise they must have the same"
     )
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> Exit:
         if part in take:
             raise UsageError(f"--take {part} is given twice")
         take[part] = Path(path)
+    if args.output.resolve() not in {path.resolve() for path in args.files}:  # which is never right
+        check_overwrite(args, [args.output])
     merged = merge(args.files, args.output, take, args.intersect)
     rows = [(part, source.path, source.fingerprint) for part, source in merged.sources.items()]
     table(f"{args.output}: {plural(merged.clips, 'clip')}", ("part", "taken from", "fingerprint"), rows)
