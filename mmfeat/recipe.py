@@ -129,16 +129,27 @@ class Recipe(Config):
     def check(self) -> None:
         """Look, without loading anything, whether this machine has what every part needs.
 
-        Raises MissingBackendError, with the command that helps, for a package, program or model file that is not here,
-        and for model files that are not whole.
+        Raises MissingBackendError, with the command that helps, for all packages, programs and model files that are not
+        here, and for model files that are not whole.
         """
+        missing: list[MissingBackendError] = []
+
+        def look(check: Callable[..., Any], *given: Any) -> Any:
+            try:
+                return check(*given)
+            except MissingBackendError as error:
+                missing.append(error)
+
         for part in self.parts():
-            registered, config = self.registered(part), self.config(part)
-            for model in registered.models(config):
-                models.check(model)
-            registered.check(config)
+            if registered := look(self.registered, part):
+                config = self.config(part)
+                for model in look(registered.models, config) or ():
+                    look(models.check, model)
+                look(registered.check, config)
         if self.transcribe:
-            models.check(self.transcribe.model)
+            look(models.check, self.transcribe.model)
+        if missing:
+            raise models.together(missing)
 
     def locate(self, clip: Clip) -> Clip:
         """The clip with the files made earlier that parts are taken from, where the recipe takes them from files.
@@ -165,9 +176,18 @@ class Recipe(Config):
         """Part → 16 hex digits that change exactly when the part's output may change.
 
         They cover the extractor's name, version and full config, and the content of its model files.
-        Raises MissingBackendError where a model is not there: its content is then unknown.
+        Raises MissingBackendError where models are not there: their content is then unknown.
         """
-        return {part: self._fingerprint(part) for part in self.parts()}
+        found: dict[str, str] = {}
+        missing: list[MissingBackendError] = []
+        for part in self.parts():
+            try:
+                found[part] = self._fingerprint(part)
+            except MissingBackendError as error:
+                missing.append(error)
+        if missing:
+            raise models.together(missing)
+        return found
 
     def row_fingerprints(self, aligned: bool) -> dict[str, str]:
         """Part → what the feature file says of it: `fingerprints`, and how rows were made where that is a choice.

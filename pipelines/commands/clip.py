@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> Exit:
     import mmfeat
 
     recipe = recipe_of(args)
+    recipe.check()  # which names all that is missing, not only what is asked for first
     found = mmfeat.extract(args.media, args.text, recipe, start=args.start, end=args.end)
     reason = f" ({found.reason})" if found.reason else ""
     print(f"{args.media}: {duration(found.seconds)}, {found.status}{reason}")

@@ -41,17 +41,14 @@ def run(args: argparse.Namespace) -> Exit:
 def default_recipe_trouble(load: bool) -> str:
     """Why the default recipe cannot run on this machine; empty where its packages and models are there, and, with
     `load`, can be loaded."""
-    from mmfeat import models
     from mmfeat.recipe import RecipeError, load_recipe
     from mmfeat.registry import MissingBackendError
 
     try:
         recipe = load_recipe("default")
-        for part in recipe.parts():
-            for name in recipe.registered(part).models(recipe.config(part)):
-                models.resolve(name)
-            if load:
-                recipe.make(part)
+        recipe.check()
+        for part in recipe.parts() if load else ():
+            recipe.make(part)
     except (MissingBackendError, RecipeError) as error:
         return str(error)
     return ""
@@ -94,7 +91,8 @@ def _models() -> Iterator[tuple[str, str]]:
     from mmfeat import models
 
     for name in models.MODELS:
-        yield name, "here" if models.is_present(name) else f"missing: mmfeat models pull {name}"
+        state = models.state(name)
+        yield name, state if state == "here" else f"{state}: mmfeat models pull {name}"
 
 
 def _machine() -> Iterator[tuple[str, str]]:

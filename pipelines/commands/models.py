@@ -28,7 +28,7 @@ def _list() -> Exit:
     rows = [
         (
             name,
-            "here" if models.is_present(name) else "missing",
+            models.state(name),
             f"{info.size / 1e6:.1f}",
             info.licence,
             info.summary,
