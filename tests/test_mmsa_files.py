@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,32 @@ def test_every_dialect_has_what_mmsa_reads(tmp_path: Path, planted: dict[bool, P
         "num_classes": 3,
         "language": "en",
     }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 7.0])
+def test_what_was_not_measured_is_zero_in_every_dialect(
+    tmp_path: Path, planted: dict[bool, Path], value: float
+) -> None:
+    """MMSA has no masks, and would train on whatever lies there."""
+    path = Path(shutil.copy(planted[True], tmp_path / "f.h5"))
+    with h5py.File(path, "r+") as file:
+        for m in ("audio", "vision"):
+            values, there = file[f"train/{m}"][:], file[f"train/{m}_mask"][:]
+            there[there.any(1).argmax(), 0] = False  # inside of a clip too
+            values[~there] = value
+            file[f"train/{m}"][:], file[f"train/{m}_mask"][:] = values, there
+        if not np.isfinite(value):
+            file["valid/text"][1, 2, 3] = file["valid/audio"][0, 0, 0] = value
+    for dialect in DIALECTS:
+        export(path, tmp_path / "a.pkl", dialect)
+        written = load(tmp_path / "a.pkl")
+        with FeatureFile(path) as file:
+            for m in ("audio", "vision"):
+                there = file.read("train", f"{m}_mask")
+                assert not written["train"][m][~there].any() and written["train"][m][there].any(1).all()
+                assert (written["train"][m][there] == file.read("train", m)[there]).all()
+        assert all(np.isfinite(written[split][m]).all() for split in SPLITS for m in MODALITIES)
+        assert np.isfinite(value) or written["valid"]["text"][1, 2, 3] == 0
 
 
 def test_a_dialect_of_unimodal_labels_is_refused_without_them(

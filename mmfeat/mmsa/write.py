@@ -101,7 +101,7 @@ def dialect_data(file: FeatureFile, dialect: str) -> dict[str, dict[str, Any]]:
 
 def _split(file: FeatureFile, split: str, unimodal: bool) -> dict[str, Any]:
     data: dict[str, Any] = {key: file.read(split, key).tolist() for key in layout.STRINGS}
-    data |= {modality: file.read(split, modality) for modality in layout.MODALITIES}
+    data |= {modality: _measured(file, split, modality) for modality in layout.MODALITIES}
     tokens = file.read(split, "text_bert")
     if tokens[:, 0].any():  # else no token ids are known
         data["text_bert"] = tokens.astype(np.float32)  # as in MMSA's own files, which not every reader casts
@@ -111,6 +111,14 @@ def _split(file: FeatureFile, split: str, unimodal: bool) -> dict[str, Any]:
     for key in (layout.REGRESSION, *(layout.UNIMODAL.values() if unimodal else ()), "classification_labels"):
         data[key] = file.read(split, key)
     return data
+
+
+def _measured(file: FeatureFile, split: str, modality: str) -> NDArray[np.float32]:
+    """(N, T, D) with 0 for what was not measured: MMSA has no masks, and makes a number of −inf only."""
+    values = np.nan_to_num(file.read(split, modality), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    if modality in layout.TIMED:
+        values[~file.read(split, f"{modality}_mask")] = 0.0
+    return values
 
 
 def config(file: FeatureFile, dialect: str, out: Path) -> dict[str, Any]:

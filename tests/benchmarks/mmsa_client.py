@@ -88,8 +88,9 @@ def exports(path: Path, folder: Path) -> Any:
         aligned, restored = file.aligned, came_from_pickle(file)
         keys = ["id", "text", "text_bert", "audio", "vision", "audio_lengths", "vision_lengths", *LABELS.values()]
         arrays = {f"{split}/{key}": file.read(split, key) for split in SPLITS for key in keys}
+        masks = {f"{split}/{m}": file.read(split, f"{m}_mask") for split in SPLITS for m in ("audio", "vision")}
     arrays = {key: array.astype(str) if array.dtype.hasobject else array for key, array in arrays.items()}
-    np.savez(folder / "export.npz", **arrays)
+    zeroed = arrays | {key: np.where(mask[:, :, None], arrays[key], 0) for key, mask in masks.items()}
     for dialect in [*DIALECTS, *([""] if restored else [])]:
         try:
             config = export(path, folder / "export.pkl", dialect)
@@ -98,6 +99,7 @@ def exports(path: Path, folder: Path) -> Any:
                 raise
         else:
             if config:  # MMSA can load it
+                np.savez(folder / "export.npz", **(zeroed if dialect else arrays))
                 yield dialect or "as it was", aligned
 
 
