@@ -19,6 +19,7 @@ import numpy as np
 from mmfeat import layout
 from mmfeat.files import atomic
 from mmfeat.layout import ClipStatus, FeatureFile
+from mmfeat.mmsa import UNKNOWN
 from mmfeat.moments import Moments
 
 WORDS = "words"
@@ -27,8 +28,6 @@ PARTS = (*layout.MODALITIES, WORDS)
 and stay what they are when another audio recipe is merged in."""
 NAMED = 5
 """Clips named per complaint."""
-_UNKNOWN = "unknown"
-"""Language of a file that was made of a pickle."""
 _STATES = {
     "text": ("no_text", "cut_text"),
     "audio": ("no_audio", "silent", "clipped"),
@@ -119,7 +118,7 @@ def _same_kind(first: FeatureFile, other: FeatureFile) -> None:
         )
     for key in ("language", "class_names"):
         a, b = first.attrs[key], other.attrs[key]
-        if a != b and _UNKNOWN not in (a, b):
+        if a != b and UNKNOWN not in (a, b):
             raise MergeError(f"{first.path} and {other.path} differ in {key}: {a} and {b}")
 
 
@@ -267,7 +266,7 @@ def _same_pieces(sources: Mapping[str, FeatureFile], joined: Sequence[_Rows]) ->
 def _write_head(file: h5py.File, first: FeatureFile, sources: Mapping[str, FeatureFile]) -> None:
     recipe = first.recipe | {part: sources[part].recipe.get(part) if part in sources else None for part in PARTS}
     languages = [source.attrs["language"] for source in (first, *sources.values())]
-    language = next((spoken for spoken in languages if spoken != _UNKNOWN), _UNKNOWN)
+    language = next((spoken for spoken in languages if spoken != UNKNOWN), UNKNOWN)
     layout.write_head(
         file,
         aligned=first.aligned,

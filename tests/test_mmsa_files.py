@@ -339,6 +339,12 @@ def test_a_restored_file_is_described_too_where_mmsa_can_load_it(tmp_path: Path)
         assert export(tmp_path / "a.h5", tmp_path / "c.pkl", "mosi") is not None
 
 
+@pytest.mark.parametrize(("language", "said"), [("", None), ("zh", "cn"), ("en", "en")])
+def test_the_config_names_a_language_where_one_is_known(tmp_path: Path, language: str, said: str | None) -> None:
+    config = export(converted(tmp_path, aligned(), language=language), tmp_path / "c.pkl", "mosi")
+    assert config and json.loads(config.read_text(encoding="utf-8")).get("language") == said
+
+
 def test_from_mmsa_to_a_dialect_of_mmsa(tmp_path: Path) -> None:
     """Aligned data get lengths, which MMSA needs where a model takes them as unaligned."""
     export(converted(tmp_path, aligned()), tmp_path / "b.pkl", "mosei")

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 PICKLES = (".pkl", ".pickle")
+UNKNOWN = "unknown"
+"""Language of a file that was made of a pickle, where nobody said which."""
 
 
 class MMSAError(ValueError):

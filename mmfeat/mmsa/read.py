@@ -12,7 +12,7 @@ import h5py
 from mmfeat import __version__, layout
 from mmfeat.files import atomic
 from mmfeat.layout import ClipStatus
-from mmfeat.mmsa import MMSAError
+from mmfeat.mmsa import UNKNOWN, MMSAError
 from mmfeat.mmsa.original import Original
 from mmfeat.mmsa.rows import Rows, columns
 from mmfeat.mmsa.unpickle import load
@@ -74,11 +74,11 @@ def convert(path: Path, out: Path, text_model: str = "", language: str = "") -> 
         layout.write_head(
             file,
             aligned=bool(aligned) and all(aligned),
-            language=language or "unknown",
+            language=language or UNKNOWN,
             # No section for audio and vision: no clip can be extracted in the same way.
             recipe={
                 "name": "mmsa",
-                "language": language or "unknown",
+                "language": language or UNKNOWN,
                 "text": text,
                 "source": {"format": "MMSA pickle", "file": path.name, "sha256": digest},
             },

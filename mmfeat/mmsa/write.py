@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mmfeat import layout
 from mmfeat.files import atomic
 from mmfeat.layout import FeatureFile
-from mmfeat.mmsa import MMSAError
+from mmfeat.mmsa import UNKNOWN, MMSAError
 from mmfeat.mmsa.original import came_from_pickle, restore
 
 DIALECTS = {"sims": "sims", "simsv2": "sims", "mosi": "mosi", "mosei": "mosei"}
@@ -132,8 +132,9 @@ def config(file: FeatureFile, dialect: str, out: Path) -> dict[str, Any]:
         "feature_dims": [columns for _, _, columns in shapes],
         "train_samples": shapes[0][0],  # sizes Self-MM's memory of labels; MMSA does not take it from the arrays
         "num_classes": len(json.loads(file.attrs["class_names"])),
-        "language": {"zh": "cn"}.get(file.attrs["language"], file.attrs["language"]),
     }
+    if (language := file.attrs["language"]) != UNKNOWN:
+        settings["language"] = {"zh": "cn"}.get(language, language)
     if model := (file.recipe.get("text") or {}).get("model"):
         settings["pretrained"] = model  # whose token ids text_bert holds; MMSA's own would be its data set's
     return settings
