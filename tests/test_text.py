@@ -321,6 +321,23 @@ class TestVectorFiles:
         extractor = find("glove").make(find("glove").config(vectors=str(tmp_path / "v.txt")))
         assert extractor("hi यह हिन्दी").values.tolist() == [[1, 2], [3, 4], [5, 6]]
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "hi\t1\t2\nyou\t3\t4\n",
+            "hi\t1 2\nyou\t3 4\n",
+            "hi  1 2\nyou 3   4  \n",
+            "2\t2\nhi \t 1 2\t\nyou 3 4\n\t\n",
+            "hi 1 2\n\t3 4\nyou 3 4\n",
+        ],
+    )
+    def test_numbers_may_be_parted_by_tabs_and_by_several_blanks(
+        self, content: str, tmp_path: Path, cache: Path
+    ) -> None:
+        (tmp_path / "v.txt").write_text(content)
+        found = open_vectors(tmp_path / "v.txt")
+        assert (found.columns, found.get("hi").tolist(), found.get("you").tolist()) == (2, [1, 2], [3, 4])
+
     @pytest.mark.parametrize("form", ["plain", "header", "gz", "zip", "crlf"])
     def test_forms(self, tmp_path: Path, cache: Path, form: str) -> None:
         content = lines(f"{len(VECTORS)} 2\n" if form == "header" else "").encode()

@@ -59,7 +59,7 @@ def _file(config: GloveConfig) -> tuple[str]:
     return (config.vectors,)
 
 
-@register("glove", GloveConfig, version=2, models=_file)
+@register("glove", GloveConfig, version=3, models=_file)
 class Glove:
     """A row per word, `dim_k`; no `[CLS]`, no `[SEP]`, and 0 as token id everywhere: there are no wordpieces.
 

@@ -24,7 +24,7 @@ from mmfeat.files import user_cache
 from mmfeat.registry import MissingBackendError
 from mmfeat.track import Floats
 
-_VERSION = 1
+_VERSION = 2
 """Of the index; an older one is made again."""
 
 
@@ -91,7 +91,7 @@ def _make_index(path: Path, member: str, folder: Path) -> None:
     total: np.ndarray = np.zeros(0)
     with _opened(path, member) as file, (folder / "vectors.f32").open("wb") as vectors:
         for number, line in _lines(file, path):
-            parts = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").split(b" ")  # a byte order mark
+            parts = _parts(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)  # a byte order mark
             if number == 1 and len(parts) == 2 and all(part.isdigit() for part in parts):
                 promised, columns = map(int, parts)  # word2vec's header: words and columns
                 continue
@@ -139,8 +139,14 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
         if not line:
             return
         number += 1
-        if line := line.rstrip(b" \r\n"):
+        if line := line.rstrip(b" \t\r\n"):
             yield number, line
+
+
+def _parts(line: bytes) -> list[bytes]:
+    """A line at its runs of blanks and tabs. Not `split()`: the word of a line may be empty, or a control character."""
+    word, *rest = line.replace(b"\t", b" ").split(b" ")
+    return [word, *filter(None, rest)]
 
 
 @contextmanager
