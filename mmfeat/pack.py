@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import multiprocessing
+import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -250,8 +252,7 @@ def _mapping(workers: int) -> Iterator[Each]:
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),  # a copy of this process would have its locks, but not their holders
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is this process's to answer
+        initializer=_depend_on_parent,
     )
 
     def each(compute: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -272,6 +273,18 @@ def _mapping(workers: int) -> Iterator[Each]:
         yield each
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _depend_on_parent() -> None:
+    """Ctrl-C is the parent's to answer. When it dies, however it dies, its children do: they would wait for work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def outlive_nobody() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=outlive_nobody, daemon=True).start()
 
 
 class _Columns:

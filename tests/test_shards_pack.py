@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 from mmfeat import clip as clip_module
@@ -287,6 +291,26 @@ class TestPack:
             monkeypatch.setattr(pack_module, "_fill", stumble)
             with pytest.raises(OSError, match="No space left"):
                 pack(corpus, recipe, store, tmp_path / "f.h5")
+
+    def test_processes_die_with_the_one_that_started_them(self, tmp_path: Path) -> None:
+        """However it dies: its children would wait for work for ever."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import multiprocessing, os, signal, time\n"
+            "from mmfeat.pack import _mapping\n"
+            "if __name__ == '__main__':\n"
+            "    with _mapping(2) as each:\n"
+            "        list(each(time.sleep, [0.2] * 4))\n"
+            "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+            "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        said = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, timeout=60).stdout
+        children = [int(pid) for pid in said.split()]
+        assert len(children) == 2
+        until = time.monotonic() + 30
+        while any(map(psutil.pid_exists, children)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(map(psutil.pid_exists, children))
 
     def test_a_killed_process_is_an_error_and_leaves_nothing(
         self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
