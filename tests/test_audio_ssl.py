@@ -213,6 +213,15 @@ class TestModelsThatCannotBeUsed:
         track = made(folder)(speechlike(1.0))
         assert len(track) == 49 and track.valid.all()
 
+    @pytest.mark.parametrize("squeezed", [2, 4])
+    def test_fewer_frames_than_are_squeezed_together(self, tmp_path: Path, squeezed: int) -> None:
+        folder = tiny_models.speech("sew", tmp_path, squeeze_factor=squeezed)
+        heard = speechlike(0.2)
+        for samples, frames in ((1, 1), (399, 1), (400, 1), (719, 1), (720, 2), (1040, 3), (1360, 4), (1700, 5)):
+            short = Waveform(heard.samples[:samples], 16000)
+            track = made(folder)(short)
+            assert len(track) == frames and track.times[-1, 1] == short.seconds
+
     def test_without_that_layer(self, folders) -> None:
         for layer in (5, -6, (1, 9)):
             with pytest.raises(MissingBackendError, match=r"has layers 0 \(input\) to 4"):

@@ -72,11 +72,13 @@ class Ssl:
         else:
             layers = known.num_hidden_layers
             self._rhythm = Rhythm.of(known.conv_kernel, known.conv_stride)
+        # SEW squeezes so many frames together; of fewer, nothing is left.
+        self._least = self._rhythm.field + (getattr(known, "squeeze_factor", 1) - 1) * self._rhythm.stride
         self._layers = _chosen(config, layers)
         self._clip_norm = None if self._is_whisper else ClipNorm.of(self._model.feature_extractor.conv_layers[0])
         self._rate: int = self._prepare.sampling_rate
         self.names = tuple(f"hidden_{k}" for k in range(known.hidden_size))
-        if not self._is_whisper:  # SEW squeezes frames together between its first layer and its last: say so now
+        if not self._is_whisper:  # SEW's layers between the first and the last have other frames: say so now
             some = np.zeros(self._rhythm.field + 8 * self._rhythm.stride, np.float32)
             if self._clip_norm:
                 self._clip_norm.listen(some)
@@ -135,20 +137,23 @@ class Ssl:
         if self._is_whisper:
             prepared = self._prepare(pieces, sampling_rate=self._rate, return_tensors="pt")["input_features"]
         else:
-            prepared = self._torch.from_numpy(np.stack(pieces))
+            sound = np.stack(pieces)
+            missing = max(0, self._least - sound.shape[1])
+            prepared = self._torch.from_numpy(np.pad(sound, ((0, 0), (0, missing))))
         with self._torch.inference_mode():
             output = self._model(prepared, output_hidden_states=True)
         # The last layer is the one that the model gives: some norm it once more.
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         if not self._is_whisper:
-            frames = self._rhythm.frames(len(pieces[0]))
+            frames = self._rhythm.frames(prepared.shape[1])
             for layer in self._layers:
                 if (rows := states[layer].shape[1]) != frames:
                     raise MissingBackendError(
                         f"{self.config.model} gives other frames than its convolutions say in layer {layer} "
                         f"({rows}, not {frames}): choose another layer or model"
                     )
-        return (sum(states[layer] for layer in self._layers) / len(self._layers)).numpy().astype(np.float32)
+        mean = (sum(states[layer] for layer in self._layers) / len(self._layers)).numpy().astype(np.float32)
+        return mean if self._is_whisper else mean[:, : self._rhythm.frames(len(pieces[0]))]
 
 
 def _chosen(config: SslConfig, layers: int) -> tuple[int, ...]:
