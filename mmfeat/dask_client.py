@@ -71,15 +71,12 @@ def local(workers: int, environment: Mapping[str, str] | None = None, preload: s
 
     Raises SchedulerError.
     """
-    import logging
-
     import dask.config
     from distributed import Client
 
     for name in environment or ():
         os.environ.pop(name, None)  # Dask leaves them here, and would prefer those of the cluster before
-    for name in ("distributed", "distributed.client"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # here; WORKER_ENVIRONMENT does it in the workers
+    silence()  # here; WORKER_ENVIRONMENT does it in the workers
     settings: dict[str, Any] = {
         **SETTINGS,
         # Not given as the cluster's `env`: Dask sets that only after the new process has loaded numpy.
@@ -88,10 +85,10 @@ def local(workers: int, environment: Mapping[str, str] | None = None, preload: s
     }
     with (
         dask.config.set(settings),
-        _interrupts_held_back(),
+        interrupts_held_back(),
         _started(workers) as cluster,
         Client(cluster) as client,
-        _interrupts_let_through(),
+        interrupts_let_through(),
     ):
         yield client
 
@@ -120,15 +117,28 @@ def remote(address: str) -> Iterator[Client]:
     """A client of the Dask scheduler at `address`. Raises SchedulerError where none answers, or it has no workers."""
     from distributed import Client
 
+    silence()
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise SchedulerError(f"no Dask scheduler answers at {address}: {error}") from None
     with client:
         if not client.nthreads():
-            raise SchedulerError(f"the scheduler at {address} has no workers; start some: dask worker {address}")
+            raise SchedulerError(no_workers(address))
         check_workers(client)
         yield client
+
+
+def no_workers(address: str) -> str:
+    return f"the scheduler at {address} has no workers; start some: dask worker {address}"
+
+
+def silence() -> None:
+    """Dask's own lines about what goes wrong: it is said in one line, or mended."""
+    import logging
+
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def check_workers(client: Client) -> None:
@@ -154,7 +164,8 @@ def _version() -> str:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
+    """Processes that are started inside do not see Ctrl-C, ever; this one does when it comes out."""
     # Starting multiprocessing's resource tracker unblocks SIGINT as a side effect, so it must be running before.
     resource_tracker.ensure_running()
     with _signal_mask(signal.SIG_BLOCK):
@@ -162,7 +173,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_let_through() -> Iterator[None]:
+def interrupts_let_through() -> Iterator[None]:
     with _signal_mask(signal.SIG_UNBLOCK):
         yield
 

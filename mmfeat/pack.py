@@ -6,7 +6,6 @@ import datetime
 import importlib.metadata
 import multiprocessing
 import os
-import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from mmfeat import layout
 from mmfeat.align import grid_steps
 from mmfeat.clip import FAILED
 from mmfeat.corpus import Clip, Corpus
+from mmfeat.dask_client import interrupts_held_back
 from mmfeat.files import Target, atomic, clear_leftovers
 from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
@@ -259,7 +259,8 @@ def _mapping(workers: int) -> Iterator[Each]:
         running: deque[Future[Any]] = deque()
         try:
             for item in items:
-                running.append(pool.submit(compute, item))
+                with interrupts_held_back():  # from the processes that this may start; Ctrl-C is this one's to answer
+                    running.append(pool.submit(compute, item))
                 if len(running) > 2 * workers:  # what waits is memory
                     yield running.popleft().result()
             while running:
@@ -276,8 +277,7 @@ def _mapping(workers: int) -> Iterator[Each]:
 
 
 def _depend_on_parent() -> None:
-    """Ctrl-C is the parent's to answer. When it dies, however it dies, its children do: they would wait for work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """When the parent dies, however it dies, its children do: they would wait for work."""
 
     def outlive_nobody() -> None:
         if parent := multiprocessing.parent_process():
