@@ -72,10 +72,21 @@ class Transcriber:
         self._language = self._checked(config, config.language or language)
 
     def _checked(self, config: TranscribeConfig, language: str) -> dict[str, str]:
-        """What Whisper is told of the language; nothing for a model of one language."""
-        known = getattr(self._pipe.model.generation_config, "lang_to_id", None) if self._is_whisper else None
-        if not known:
+        """What Whisper is told of the language; nothing where it knows English only, nor CTC models, which know theirs.
+
+        Raises MissingBackendError for a language that Whisper does not know: it would write something all the same.
+        """
+        if not self._is_whisper:
             return {}
+        about = self._pipe.model.generation_config
+        known = getattr(about, "lang_to_id", None)
+        if not known or getattr(about, "is_multilingual", None) is False:
+            if language == "en":
+                return {}
+            raise MissingBackendError(
+                f"model {config.model!r} knows English only, not {language!r}, as its generation_config.json has it "
+                "(is_multilingual, lang_to_id): choose a multilingual one: hf download openai/whisper-small"
+            )
         if f"<|{language}|>" not in known:
             raise MissingBackendError(f"model {config.model!r} knows no language {language!r}")
         return {"language": language, "task": "transcribe"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,21 @@ class TestTranscriber:
             Transcriber(TranscribeConfig(model=str(folder)), "fr")
         with pytest.raises(MissingBackendError, match=r"cannot recognise speech.*hf download openai/whisper-small"):
             Transcriber(TranscribeConfig(model=str(tiny_models.text(tmp_path / "bert"))), "en")
+
+    @pytest.mark.parametrize("without", ["lang_to_id", "is_multilingual"])
+    def test_an_english_whisper_is_not_asked_for_chinese(self, folder: Path, tmp_path: Path, without: str) -> None:
+        """Its own generation refuses a language too, but clip by clip; without one, it would write English."""
+        english = tmp_path / "whisper"
+        shutil.copytree(folder, english)
+        about = json.loads((english / "generation_config.json").read_text())
+        del about[without]
+        about |= {"is_multilingual": False} if without == "is_multilingual" else {}
+        (english / "generation_config.json").write_text(json.dumps(about))
+        with pytest.raises(
+            MissingBackendError, match=r"knows English only, not 'zh'.*hf download openai/whisper-small"
+        ):
+            Transcriber(TranscribeConfig(model=str(english), language="zh"), "en")
+        assert Transcriber(TranscribeConfig(model=str(english), language="en"), "zh")(noise(1))
 
 
 class TestOneClip:
