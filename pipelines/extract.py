@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfeat import __version__
-from mmfeat.dask_client import default_workers
+from mmfeat.dask_client import default_workers, no_workers
 from mmfeat.registry import MissingBackendError
 from mmfeat.shards import Store
 from pipelines.cluster import connect
@@ -190,15 +190,28 @@ def extract_corpus(
         recipe.check()  # here and now, not by each worker at its first clip
     fingerprints = recipe.fingerprints()
     began = time.monotonic()
+    note, lacking = "", False
+
+    def waiting(threads: int) -> None:
+        nonlocal lacking
+        before, lacking = lacking, bool(nobody) and not threads
+        if journal and lacking and not before:
+            journal.write("waiting", reason=nobody)
+        report(run.done, run.todo, nobody if lacking else note)
+
+    # A process of this machine that died is replaced at once.
+    nobody = no_workers(scheduler) if scheduler else "no job of the batch system runs now" if batch else ""
     report(0, run.todo)
     # More processes than clips would only cost their start.
     processes = min(workers or default_workers(), run.todo)
     with connect(processes, scheduler, log=workdir / WORKER_LOG, jobs=batch) as client:
-        for outcome in run_each(client, task, todo, stop=stop, resources=batch.resources if batch else None):
+        resources = batch.resources if batch else None
+        for outcome in run_each(client, task, todo, stop=stop, resources=resources, waiting=waiting):
             said = _account(run, outcome, store, fingerprints)
             if journal:
                 journal.write("clip", **said)
-            report(run.done, run.todo, run.note(time.monotonic() - began))
+            note = run.note(time.monotonic() - began)
+            report(run.done, run.todo, note)
     run.wall = time.monotonic() - began
     run.interrupted = run.done < run.todo
     return run

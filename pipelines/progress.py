@@ -10,6 +10,8 @@ from typing import Protocol, TextIO
 
 PLAIN_EVERY = 5.0
 """Seconds between two lines where there is no terminal."""
+QUIET_EVERY = 60.0
+"""The same while nothing is done."""
 
 
 class Report(Protocol):
@@ -66,29 +68,32 @@ def _bar(label: str, unit: str, stream: TextIO) -> Iterator[Report]:
 @contextmanager
 def _lines(label: str, unit: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Iterator[Report]:
     started = shown = clock()
-    latest: tuple[int, int, str] | None = None
+    latest = last_shown = (0, 0, "")
     first: tuple[float, int] | None = None
-    unshown = False
 
     def show(left: str) -> None:
-        assert latest is not None
+        nonlocal shown, last_shown
+        shown, last_shown = clock(), latest
         done, total, note = latest
         parts = [f"{label}: {done} of {total} {unit}", note, left]
         print(", ".join(part for part in parts if part), file=stream, flush=True)
 
     def report(done: int, total: int, note: str = "") -> None:
-        nonlocal shown, latest, first, unshown
-        latest, unshown = (done, total, note), True
+        nonlocal latest, first
+        before, latest = latest, (done, total, note)
         if first is None and done:
             # What was there before, and the loading of models before the first result, say nothing about the speed.
             first = clock(), done
-        if first and clock() - shown >= PLAIN_EVERY:
-            shown, unshown = clock(), False
-            left = (shown - first[0]) / (done - first[1]) * (total - done) if done > first[1] else 0.0
+        said_otherwise = done == before[0] and note not in (before[2], last_shown[2])
+        is_news = first and done > last_shown[0]
+        if said_otherwise or clock() - shown >= (PLAIN_EVERY if is_news else QUIET_EVERY):
+            left = 0.0
+            if is_news and first and done > first[1]:
+                left = (clock() - first[0]) / (done - first[1]) * (total - done)
             show(f"about {duration(left)} left" if left else "")
 
     yield report
-    if unshown:
+    if latest != last_shown:
         show(f"{duration(clock() - started)} in all")
 
 

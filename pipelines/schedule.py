@@ -6,15 +6,19 @@ from __future__ import annotations
 import math
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mmfeat.dask_client import SchedulerError
+
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, as_completed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,6 +30,8 @@ TOGETHER = 2
 few. It never holds more than these and the window."""
 LOOKS = 5.0
 """Seconds between two looks at how many workers there are: on a cluster they come one by one."""
+_WAITS = 0.1
+"""Seconds between two looks at whether the user wants to stop."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Crashed:
 
 @dataclass
 class Stop:
-    """Set by Ctrl-C: nothing new is started, what runs is finished."""
+    """Set by Ctrl-C: nothing new is begun, what runs is finished."""
 
     requested: bool = False
 
@@ -55,6 +61,23 @@ class Outcome(Generic[Item, Result]):
     crashed: Crashed | None = None
 
 
+class _NotBegun:
+    """In place of a result, after `stop` was requested."""
+
+
+_stopped: set[str] = set()
+"""On a worker: the runs of which it begins nothing more."""
+
+
+def _stop_here(run: str) -> None:
+    _stopped.add(run)
+
+
+def _unless_stopped(run: str, task: Callable[[Item], Result], item: Item) -> Result | _NotBegun:
+    """Runs on a worker, which alone knows what has begun."""
+    return _NotBegun() if run in _stopped else task(item)
+
+
 def run_each(
     client: Client,
     task: Callable[[Item], Result],
@@ -62,57 +85,95 @@ def run_each(
     *,
     stop: Stop | None = None,
     resources: Mapping[str, float] | None = None,
+    waiting: Callable[[int], None] = lambda threads: None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Run `task` on every item; yield outcomes as they come, so in no particular order.
 
     When a worker dies, Dask suspects every task that it held. Those that were present at too many deaths are
     tried again at the end, one at a time with nothing else running, so that only the guilty ones are given
-    up. Where `stop` is requested, items that were not yet started have no outcome. `resources` are what each task
-    needs of its worker, by Dask's names.
+    up. Where `stop` is requested, items that were not yet begun have no outcome. `resources` are what each task
+    needs of its worker, by Dask's names. `waiting` is told every few seconds how many threads all workers have.
+
+    Raises SchedulerError where the scheduler goes.
     """
     from distributed import KilledWorker, as_completed
 
     stop = stop or Stop()
-    waiting = iter(items)
+    items = iter(items)
     running: dict[Future, Item] = {}
     suspects: list[Item] = []
+    link = _Link(client, stop, waiting)
+    unless_stopped = partial(_unless_stopped, link.run, task)
 
     def submit(these: list[Item]) -> list[Future]:
         """In one message to the scheduler, whatever their number."""
-        return client.map(task, these, pure=False, resources=dict(resources) if resources else None)
-
-    looked, threads = -math.inf, 1
-
-    def submit_next() -> list[Future]:
-        """As many as there is room for."""
-        nonlocal looked, threads
-        if time.monotonic() - looked > LOOKS:
-            looked, threads = time.monotonic(), max(1, sum(client.nthreads().values()))
-        together = max(TOGETHER, threads // 2)
-        room = WINDOW * threads + together - len(running)
-        if stop.requested or room < together:
-            return []
-        these = list(islice(waiting, room))
-        started = submit(these)
+        needs = dict(resources) if resources else None
+        started = client.map(unless_stopped, these, key=task.__name__, pure=False, resources=needs)
         running.update(zip(started, these, strict=True))
         return started
 
-    # Results come along with the news that they are there; asking for each costs a millisecond.
-    completed = as_completed(submit_next(), with_results=True, raise_errors=False)
-    for batch in completed.batches():
-        outcomes = [_outcome(future, running.pop(future), KilledWorker, result) for future, result in batch]
+    def submit_next() -> list[Future]:
+        """As many as there is room for."""
+        together = max(TOGETHER, link.threads // 2)
+        room = WINDOW * max(1, link.threads) + together - len(running)
+        return [] if stop.requested or room < together else submit(list(islice(items, room)))
+
+    def outcomes(batch: list[tuple[Future, Any]]) -> list[Outcome[Item, Result]]:
+        found = [_outcome(future, running.pop(future), KilledWorker, result) for future, result in batch]
         for future, _ in batch:
             future.release()
+        return [outcome for outcome in found if not isinstance(outcome.result, _NotBegun)]
+
+    link.look()
+    # Results come along with the news that they are there; asking for each costs a millisecond.
+    completed = as_completed(submit_next(), with_results=True, raise_errors=False)
+    for batch in link.arrivals(completed):
+        found = outcomes(batch)
         completed.update(submit_next())
-        suspects += [outcome.item for outcome in outcomes if outcome.crashed]
-        yield from (outcome for outcome in outcomes if not outcome.crashed)
+        suspects += [outcome.item for outcome in found if outcome.crashed]
+        yield from (outcome for outcome in found if not outcome.crashed)
 
     for item in suspects:
         if stop.requested:
             return
-        [future] = submit([item])
-        error = future.exception()
-        yield _outcome(future, item, KilledWorker, None if error else future.result())
+        for batch in link.arrivals(as_completed(submit([item]), with_results=True, raise_errors=False)):
+            yield from outcomes(batch)
+
+
+class _Link:
+    """What the client sees of the scheduler and its workers, and tells them, during one run."""
+
+    def __init__(self, client: Client, stop: Stop, waiting: Callable[[int], None]):
+        self.run = uuid.uuid4().hex
+        self.threads = 1
+        self._client, self._stop, self._waiting = client, stop, waiting
+        self._address = client.scheduler_info()["address"]
+        self._looked, self._told = -math.inf, False
+
+    def arrivals(self, completed: as_completed) -> Iterator[list[tuple[Future, Any]]]:
+        """What is done, as it comes; in between, the rest is looked after."""
+        while not completed.is_empty():
+            self.look()
+            if not completed.has_ready():
+                with completed.thread_condition:
+                    completed.thread_condition.wait(_WAITS)
+            batch = completed.next_batch(block=False)
+            if self._client.status == "closed" or any(future.cancelled() for future, _ in batch):
+                raise SchedulerError(f"the scheduler at {self._address} is gone; the same command continues")
+            if batch:
+                yield batch
+
+    def look(self) -> None:
+        """How many workers there are, now and then; where `stop` was requested they are told."""
+        if self._client.status != "running":
+            return
+        if time.monotonic() - self._looked > LOOKS:
+            self._looked, self._told = time.monotonic(), False  # there may be new ones
+            self.threads = sum(self._client.nthreads().values())
+            self._waiting(self.threads)
+        if self._stop.requested and not self._told:
+            self._told = True
+            self._client.run(_stop_here, self.run, on_error="ignore")
 
 
 def _outcome(future: Future, item: Any, killed: type[BaseException], result: Any) -> Outcome[Any, Any]:

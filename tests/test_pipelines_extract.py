@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from mmfeat.shards import Shard, Store
 from pipelines import extract as extraction
 from pipelines import schedule
 from pipelines.extract import ExtractionError, Job, extract_corpus
+from pipelines.journal import Journal
 from tests.media_files import tone, write_media
 
 FINGERPRINTS = {"vision": "0123456789abcdef", "audio": "fedcba9876543210"}
@@ -127,37 +129,88 @@ def test_a_full_disk_stops_the_run(tmp_path):
         run(corpus, tmp_path / "work", workers=1)
 
 
-def test_a_scheduler_that_a_user_has_started(tmp_path, monkeypatch):
-    corpus = make_corpus(tmp_path / "corpus", "a", "raise", "b")
-    address_file = tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "dask"]
+@pytest.fixture
+def dask(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a program of Dask's as a user would; all end with the test."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-    started = [
-        subprocess.Popen(
-            [*dask, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", address_file], **options
-        )
-    ]
-    try:
-        while not address_file.exists() or not address_file.read_text():
-            assert started[0].poll() is None
-            time.sleep(0.05)
-        address = json.loads(address_file.read_text())["address"]
-        with pytest.raises(SchedulerError, match=f"no workers; start some: dask worker {address}"):
-            run(corpus, tmp_path / "work", scheduler=address)
-        started.append(subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"], **options))
-        with Client(address) as client:
-            client.wait_for_workers(1, timeout=30)
-        result = run(corpus, tmp_path / "work", scheduler=address)
-        assert (result.done, result.failed) == (3, 1)
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait(20)
+    started: list[subprocess.Popen] = []
 
+    def start(*arguments: str | Path) -> subprocess.Popen:
+        started.append(subprocess.Popen([sys.executable, "-m", "dask", *arguments, "--no-dashboard"], **options))
+        return started[-1]
+
+    yield start
+    for process in reversed(started):
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def scheduler(dask, tmp_path: Path) -> tuple[subprocess.Popen, str]:
+    """Its process and its address."""
+    file = tmp_path / "scheduler.json"
+    process = dask("scheduler", "--port", "0", "--scheduler-file", file)
+    while not file.exists() or not file.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, json.loads(file.read_text())["address"]
+
+
+def wait_for_worker(address: str) -> None:
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+
+
+def test_a_scheduler_that_a_user_has_started(tmp_path, monkeypatch, dask, scheduler):
+    corpus = make_corpus(tmp_path / "corpus", "a", "raise", "b")
+    process, address = scheduler
+    with pytest.raises(SchedulerError, match=f"no workers; start some: dask worker {address}"):
+        run(corpus, tmp_path / "work", scheduler=address)
+    dask("worker", address, "--nthreads", "1")
+    wait_for_worker(address)
+    result = run(corpus, tmp_path / "work", scheduler=address)
+    assert (result.done, result.failed) == (3, 1)
+
+    process.kill()
+    process.wait()
     monkeypatch.setattr(dask_client, "CONNECT_SECONDS", 1)
     with pytest.raises(SchedulerError, match="no Dask scheduler answers at"):
         run(corpus, tmp_path / "work2", scheduler=address)
+
+
+def test_workers_and_at_last_the_scheduler_go_in_the_middle_of_a_run(tmp_path, monkeypatch, capfd, dask, scheduler):
+    """The client says whom it waits for; no clip fails of it."""
+    monkeypatch.setattr(schedule, "LOOKS", 0.2)
+    corpus, (process, address) = make_corpus(tmp_path / "corpus", *["slow"] * 20), scheduler
+    worker = dask("worker", address, "--nthreads", "1", "--no-nanny")
+    wait_for_worker(address)
+    said: list[str] = []
+
+    def report(done: int, total: int, note: str = "") -> None:
+        if done == 2:
+            worker.kill()
+        if note not in said:
+            said.append(note)
+        if "start some" in note:
+            process.kill()
+
+    capfd.readouterr()
+    with (
+        Journal(tmp_path / "work") as journal,
+        pytest.raises(SchedulerError, match=f"the scheduler at {address} is gone; the same command continues"),
+    ):
+        run(corpus, tmp_path / "work", scheduler=address, report=report, journal=journal)
+    assert said[-1] == f"the scheduler at {address} has no workers; start some: dask worker {address}"
+    assert '"event": "waiting"' in (tmp_path / "work" / "journal.jsonl").read_text()
+    assert reasons(corpus_of_done(corpus, tmp_path / "work"), tmp_path / "work") == {}
+    assert "Traceback" not in (output := capfd.readouterr().err) and "distributed" not in output
+
+
+def corpus_of_done(corpus: Corpus, workdir: Path) -> Corpus:
+    store = Store(workdir)
+    done = [clip for clip in corpus.clips if not store.missing(clip, FINGERPRINTS)]
+    return Corpus(corpus.root, done, [])
 
 
 INTERRUPTED = """
@@ -247,6 +300,24 @@ def test_workers_that_come_later_get_work(monkeypatch):
                 cluster.scale(8)
                 client.wait_for_workers(8)
     assert sorted(done) == list(range(80)) and AT_WORK["most"] > 4  # which is what one worker alone is given
+
+
+def test_what_has_not_begun_when_the_user_stops_is_left():
+    """What runs is finished and counted; what only waits on a worker is for the next run."""
+    stop, begun, done = schedule.Stop(), AT_WORK["begun"], []
+    two = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**two) as cluster, Client(cluster) as client:
+        for outcome in schedule.run_each(client, slowly_counted_task, range(40), stop=stop):
+            done.append(outcome.result)
+            stop.requested = True
+    assert len(done) == AT_WORK["begun"] - begun
+    assert len(done) <= 4, "the first, and what the two workers had begun meanwhile"
+
+
+def slowly_counted_task(number: int) -> int:
+    AT_WORK["begun"] += 1
+    time.sleep(0.5)
+    return number
 
 
 def test_one_and_two_workers_give_the_same_bits(tmp_path):

@@ -112,6 +112,20 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch):
     ]
 
 
+def test_a_step_that_waits_says_so_at_once_and_then_now_and_again():
+    now, stream = [0.0], io.StringIO()
+    with progress_module._lines("Extracting", "clips", stream, clock=lambda: now[0]) as report:
+        for note in ["", *["no workers"] * 130, "2 clips/s", "2 clips/s"]:
+            report(0, 10, note)
+            now[0] += 1.0
+    assert stream.getvalue().splitlines() == [
+        "Extracting: 0 of 10 clips, no workers",
+        "Extracting: 0 of 10 clips, no workers",
+        "Extracting: 0 of 10 clips, no workers",
+        "Extracting: 0 of 10 clips, 2 clips/s",
+    ]
+
+
 def test_progress_in_a_terminal_is_a_bar():
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfeat.dask_client import SETTINGS, check_workers, local, remote
+from mmfeat.dask_client import SETTINGS, check_workers, local, remote, silence
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
@@ -66,6 +66,7 @@ def _batch(file: ClusterFile) -> Iterator[Client]:
 
     from pipelines.cluster.jobs import start
 
+    silence()
     with dask.config.set(SETTINGS), start(file) as cluster, Client(cluster) as client:
         print(f"{file.jobs} jobs are submitted; clips start with the first that runs", file=sys.stderr)
         client.wait_for_workers(1)
