@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cmc import run as runs
 from cmc.cluster import Pool, alone
-from cmc.config import MODALITIES, Config, UsageError
-from cmc.data import Batch
+from cmc.config import MODALITIES, PRESETS, Config, UsageError
+from cmc.data import Batch, open_features
 from cmc.finetune import finetune
 from cmc.fusion import Fused
 from cmc.results import Progress, Results, Training, digest, gather, nothing_shown
-from cmc.text_encoder import load_encoder
+from cmc.text_encoder import encoder_name, load_encoder
 from cmc.train import Material
 from cmc.training import Report, seed_everything
 from cmc.trial import evaluated, lacks_annotation, open_annotated, trial
@@ -43,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "concatenation": _PLAIN,
     "late fusion": _PLAIN,
 }
-"""Name → what differs from the given config. Late fusion is the mean of three unimodal classifiers' logits."""
+"""Name → what differs from the given settings. Late fusion is the mean of three unimodal classifiers' logits."""
 
 
 class Concatenation(nn.Module):
@@ -68,7 +69,7 @@ class Concatenation(nn.Module):
 def ablate(
     features: Path,
     out: Path,
-    config: Config,
+    settings: Mapping[str, Any],
     seeds: int,
     truth: Path | None = None,
     variants: Iterable[str] = tuple(VARIANTS),
@@ -79,32 +80,50 @@ def ablate(
 ) -> Results:
     """Train and evaluate the variants; each result is also written to `out`, and read back instead of trained again.
 
+    `settings` are those that were asked for, of a Config: all else is the preset of a variant's mode, so that a setting
+    reaches reference mode where it was given, even where it is that of calibrated mode anyway. A variant for which that
+    leaves nothing is left out.
+
     `truth` names a csv of unimodal labels (see cmc.evaluate.read_truth): they then teach CMC-GT, tell consistent from
     conflicting clips, and count how many unimodal labels PLGM gets right. Trainings run in `workers`, or else in this
-    process, each with so many threads of torch and on this device. Raises UsageError for an unknown variant.
+    process, each with so many threads of torch and on this device.
+
+    Raises UsageError for an unknown variant, and where there is no text encoder to finetune.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise UsageError(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
-    # Only what was asked for otherwise than the mode's preset goes to a variant, which may be of another mode.
-    preset = Config(mode=config.mode).model_dump()
-    given = {key: value for key, value in config.model_dump().items() if value != preset[key]} | {"mode": config.mode}
+    config = Config(**settings)
     digests = {"features": digest(features), "truth": digest(truth)}
-    left_out = {name: reason for name in variants if (reason := _not_possible(name, features, config, truth))}
-    trainings = []
+    left_out = {name: reason for name in variants if (reason := _not_possible(name, features, settings, truth))}
+    configs: dict[str, Config] = {}
     for name in variants:
-        for seed in range(config.seed, config.seed + seeds) if name not in left_out else ():
-            one = Config(**(given | VARIANTS[name] | {"seed": seed}))
+        try:
+            if name not in left_out:
+                configs[name] = Config(**{**settings, **VARIANTS[name]})
+        except ValidationError as error:  # a setting that only one of the modes has
+            left_out[name] = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+    if any(one.text == "finetune" and "text" in one.use for one in configs.values()):
+        with open_features(features) as file:
+            encoder_name(file.recipe)  # raised now, not by one training after the other
+    trainings = []
+    for name, unseeded in configs.items():
+        for seed in range(config.seed, config.seed + seeds):
+            one = unseeded.model_copy(update={"seed": seed})
             what = {"config": one.model_dump(mode="json")} | digests
             trainings.append(Training(name, seed, what, partial(_one, name, features, one, truth, threads, device)))
     found = gather(trainings, out, progress, workers)
     return Results(found.results, left_out | found.left_out)
 
 
-def _not_possible(name: str, features: Path, config: Config, truth: Path | None) -> str:
+def _not_possible(name: str, features: Path, settings: Mapping[str, Any], truth: Path | None) -> str:
     """Why a variant cannot be trained; empty where it can."""
-    differs = VARIANTS[name]
+    config, differs = Config(**settings), VARIANTS[name]
     if differs.get("mode") == config.mode:
         return f"every variant is in {config.mode} mode already"
+    if "mode" in differs and settings.keys() >= PRESETS[differs["mode"]].keys():
+        return f"all settings that modes differ in are given for {config.mode} mode, so none would be its own"
+    if unused := set(differs.get("use", ())) - set(config.use):
+        return f"--use does not name {', '.join(unused)}"
     if differs.get("pretrain") == "gt" and truth is None:
         return lacks_annotation(features)
     return ""

@@ -15,6 +15,7 @@ from rich.table import Table
 from cmc.training import Report
 
 _PLAIN_EVERY = 5.0
+_NO_GROUPS = "No unimodal labels: consistent and conflicting clips cannot be told apart (--truth names a csv)."
 _NAMES = {"pretrain": "Stage 1, pretraining", "finetune": "Stage 2, consensus"}
 _FIGURES = {
     "accuracy": "Acc",
@@ -120,9 +121,7 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
         experts.add_row(m, f"{clips:.0f}", percent(figures["accuracy_clip_label"]), own, percent(result["router"][m]))
     console.print(experts)
     if "consistent" not in result["clips"]:
-        console.print(
-            "No unimodal labels: consistent and conflicting clips cannot be told apart (--truth names a csv)."
-        )
+        console.print(_NO_GROUPS)
     for definition in result["definitions"]:
         console.print(f"{definition}.", highlight=False)
     _show_calibration(console, result)
@@ -238,6 +237,8 @@ def show_ablation(results: Mapping[str, list[dict[str, Any]]]) -> None:
         per_group = ([row["cmc"][group] for row in rows] for group in first["clips"])
         table.add_row(name, *(_two(spread(figures, "accuracy"), spread(figures, "f1")) for figures in per_group))
     console.print(table)
+    if "consistent" not in first["clips"]:
+        console.print(_NO_GROUPS)
     recovered = {name: [row["recovered"] for row in rows] for name, rows in results.items() if rows[0]["recovered"]}
     if recovered:
         console.print("True unimodal labels of the training clips that are found", highlight=False)

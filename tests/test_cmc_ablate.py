@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,7 +21,7 @@ from cmc.planted import Plan, plant
 from cmc.training import Report, silent
 
 QUICK = ["--layers", "1", "--pretrain-epochs", "1", "--epochs", "1", "--text", "freeze"]
-SMALL = Config(layers=1, pretrain_epochs=1, epochs=1, text="freeze")
+SMALL = {"layers": 1, "pretrain_epochs": 1, "epochs": 1, "text": "freeze"}
 
 
 @pytest.fixture
@@ -67,10 +68,87 @@ def test_modes(features: Path, tmp_path: Path) -> None:
     ablate(features, tmp_path, SMALL, 1, variants=("CMC, reference mode",))
     stored = json.loads(next(tmp_path.glob("CMC_reference*.json")).read_text())["config"]
     assert stored["label_momentum"] == [0.8, 0.99, 0.99] and stored["layers"] == 1
-    reference = Config(mode="reference", layers=1, pretrain_epochs=1, epochs=1, text="freeze")
-    found = ablate(features, tmp_path, reference, 1, variants=("late fusion", "CMC, reference mode"))
+    found = ablate(
+        features, tmp_path, SMALL | {"mode": "reference"}, 1, variants=("late fusion", "CMC, reference mode")
+    )
     assert found.results["late fusion"][0]["config"]["mode"] == "reference"
     assert set(found.left_out) == {"CMC, reference mode"}
+
+
+def _reference_row(out: Path) -> dict[str, Any]:
+    return json.loads((out / "CMC_reference_mode-1111.json").read_text())["config"]
+
+
+@pytest.mark.parametrize("by", ["flags", "file"])
+def test_what_was_asked_for_reaches_reference_mode(by: str, features: Path, tmp_path: Path) -> None:
+    """Also where it is what calibrated mode does anyway, as 2 layers and batches of 16 are."""
+    flags = ["--layers", "2", "--batch-size", "16"]
+    if by == "file":
+        (tmp_path / "c.yaml").write_text("layers: 2\nbatch_size: 16\n")
+        flags = ["--config", str(tmp_path / "c.yaml")]
+    call = ["ablate", str(features), "-o", str(tmp_path / "out"), "--seeds", "1", *QUICK[2:], *flags, "--variants"]
+    assert main([*call, "CMC, reference mode"]) == 0
+    config = _reference_row(tmp_path / "out")
+    assert (config["layers"], config["batch_size"], config["out_dropout"]) == (2, 16, 0.4)
+
+
+def test_a_file_of_all_settings_leaves_reference_mode_none(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "best.json"
+    path.write_text(Config(**SMALL).model_dump_json())
+    call = ["ablate", str(features), "-o", str(tmp_path / "out"), "--seeds", "1", "--config", str(path), "--variants"]
+    assert main([*call, "CMC, reference mode", "late fusion"]) == 0
+    assert "left out: CMC, reference mode: all settings that modes differ in are given" in capsys.readouterr().out
+
+
+def test_a_setting_that_a_mode_does_not_have_leaves_its_variant_out(features: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"class_weights": "balanced"}
+    found = ablate(features, tmp_path, settings, 1, variants=("CMC, reference mode", "late fusion"))
+    assert list(found.results) == ["late fusion"]
+    assert "the published method has no class weights" in found.left_out["CMC, reference mode"]
+
+
+def test_variants_of_modalities_that_are_not_in_use_are_left_out(features: Path, tmp_path: Path) -> None:
+    variants = ("text only", "audio only", "vision only", "late fusion")
+    found = ablate(features, tmp_path, SMALL | {"use": ("text",)}, 1, variants=variants)
+    assert list(found.results) == ["text only", "late fusion"]
+    assert found.left_out == {f"{m} only": f"--use does not name {m}" for m in ("audio", "vision")}
+
+
+def test_without_an_encoder_to_finetune_it_is_said_once(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["ablate", str(features), "-o", str(tmp_path / "out"), "--seeds", "1", *QUICK[:-2]]
+    assert main(call) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("no transformers text encoder") == 1 == shown.err.count("\n") and not shown.out
+    assert not (tmp_path / "out").exists()
+    assert main([*call, "--variants", "audio only"]) == 0  # which needs none
+
+
+def test_without_unimodal_labels_the_groups_are_missed(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missed = "No unimodal labels: consistent and conflicting clips cannot be told apart"
+    call = ["ablate", str(features), "-o", str(tmp_path / "out"), "--seeds", "1", *QUICK, "--variants", "late fusion"]
+    assert main(call) == 0 and missed in capsys.readouterr().out
+    assert main([*call, "--truth", str(features.with_name("features_truth.csv"))]) == 0
+    assert missed not in capsys.readouterr().out
+
+
+def test_workers_make_the_same_table(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["ablate", str(features), "--seeds", "2", *QUICK, "--variants", "CMC", "concatenation", "-o"]
+    shown = []
+    for out, more in (("one", []), ("two", ["--workers", "2"])):
+        assert main([*call, str(tmp_path / out), *more]) == 0
+        shown.append(capsys.readouterr())
+    assert shown[0].out == shown[1].out and "CMC" in shown[0].out
+    assert "4 of 4: " in shown[1].err and "4 of 4: " not in shown[0].err
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 4
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_results_of_other_files_or_settings_are_not_taken(features: Path, tmp_path: Path) -> None:
@@ -80,13 +158,13 @@ def test_results_of_other_files_or_settings_are_not_taken(features: Path, tmp_pa
         trained.append(label)
         return nullcontext(silent)
 
-    def again(config: Config = SMALL) -> int:
+    def again(settings: Mapping[str, Any] = SMALL) -> int:
         trained.clear()
-        ablate(features, out, config, 1, truth, ("late fusion",), progress)
+        ablate(features, out, settings, 1, truth, ("late fusion",), progress)
         return len(trained)
 
     assert again() == 1 and again() == 0
-    assert again(SMALL.model_copy(update={"lr": 0.01})) == 1 and again() == 1
+    assert again(SMALL | {"lr": 0.01}) == 1 and again() == 1
     truth.write_text(truth.read_text().replace("0.8", "-0.8", 1))
     assert again() == 1
     with h5py.File(features, "r+") as file:
@@ -151,13 +229,13 @@ def test_pseudo_labels_find_planted_labels(tmp_path: Path) -> None:
 
     The published schedule leaves audio and vision at exactly the copies.
     """
-    config = Config(layers=1, pretrain_epochs=30, epochs=1, text="freeze", heads=2)
+    settings = SMALL | {"pretrain_epochs": 30, "heads": 2}
     copied, recovered = [], []
     for seed in range(3):
         path = tmp_path / f"{seed}.h5"
         plant(path, Plan({"train": 120, "valid": 48, "test": 6}, conflict=0.6, signal=5.0, seed=seed))
         names = ("CMC", "CMC, reference mode") if seed == 0 else ("CMC",)
-        found = ablate(path, tmp_path / f"{seed}", config, 1, tmp_path / f"{seed}_truth.csv", names).results
+        found = ablate(path, tmp_path / f"{seed}", settings, 1, tmp_path / f"{seed}_truth.csv", names).results
         shares = found["CMC"][0]["recovered"]
         copied += [share["copying M"] for share in shares.values()]
         recovered += [share["pseudo labels"] for share in shares.values()]

@@ -15,7 +15,6 @@ import torch
 from cmc import run as runs
 from cmc.ablate import ablate
 from cmc.cli import main
-from cmc.config import Config
 from cmc.data import DataError, load, open_features, task_of
 from cmc.evaluate import evaluate
 from cmc.planted import NAMES, Plan, plant
@@ -194,9 +193,9 @@ def test_annotated_names_teach_the_modalities(features: Path, tmp_path: Path) ->
 
 
 def test_ablation_reads_names_from_a_csv(features: Path, tmp_path: Path) -> None:
-    config = Config(layers=1, pretrain_epochs=1, epochs=1, text="freeze")
+    settings = {"layers": 1, "pretrain_epochs": 1, "epochs": 1, "text": "freeze"}
     truth = features.with_name("features_truth.csv")
-    results = ablate(features, tmp_path / "out", config, 1, truth, ["CMC"]).results
+    results = ablate(features, tmp_path / "out", settings, 1, truth, ["CMC"]).results
     copied = results["CMC"][0]["recovered"]["audio"]["copying M"]
     with FeatureFile(features) as file:
         own, clip = (file.read("train", f"classification_labels{key}") for key in ("_A", ""))

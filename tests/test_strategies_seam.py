@@ -129,8 +129,8 @@ def test_tune_seeds_tensorboard_and_ablate(name: str, features: Path, tmp_path: 
     assert main(["evaluate", str(tmp_path / "two"), str(features)]) == 0
     tune = ["tune", str(features), "-o", str(tmp_path / "tuning"), *FROZEN, "--pretrain", name]
     assert main([*tune, "--trials", "1", "--seeds", "1"]) == 0
-    config = Config(pretrain=name, text="freeze", layers=1, pretrain_epochs=1, epochs=1)
-    found = ablate(features, tmp_path / "ablation", config, 1, features.with_name("f_truth.csv"), ("CMC", "no PLGM"))
+    settings = {"pretrain": name, "text": "freeze", "layers": 1, "pretrain_epochs": 1, "epochs": 1}
+    found = ablate(features, tmp_path / "ablation", settings, 1, features.with_name("f_truth.csv"), ("CMC", "no PLGM"))
     assert found.results["CMC"][0]["config"]["pretrain"] == name
     assert found.results["no PLGM"][0]["config"]["pretrain"] == "copy"
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cmc.commands.exits import OK, USAGE
-from cmc.commands.flags import add_device, add_threads, add_workers, config_of, positive
+from cmc.commands.flags import add_device, add_threads, add_workers, given_settings, positive
 
 SUMMARY = "what each part of the method is worth"
 DESCRIPTION = """\
@@ -34,17 +34,19 @@ def run(args: argparse.Namespace) -> int:
 
     from cmc.ablate import VARIANTS, ablate
     from cmc.cluster import pool
+    from cmc.config import Config
     from cmc.report import progress, show_ablation
     from cmc.training import find_device
 
-    config, truth = config_of(args), args.truth and args.truth.resolve()
+    settings, truth = given_settings(args), args.truth and args.truth.resolve()
+    config = Config(**settings)
     if not args.scheduler:  # whose workers are elsewhere
         find_device(args.device, config)
     features, variants = args.features.resolve(), args.variants or tuple(VARIANTS)
     parallel = args.workers > 1 or args.scheduler
     with pool(args.workers, args.scheduler) if parallel else nullcontext() as workers:
         found = ablate(
-            features, args.out, config, args.seeds, truth, variants, progress, workers, args.threads, args.device
+            features, args.out, settings, args.seeds, truth, variants, progress, workers, args.threads, args.device
         )
     if found.results:
         show_ablation(found.results)
