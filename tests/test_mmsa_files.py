@@ -384,7 +384,7 @@ def test_files_that_are_there_are_kept(
     assert f"{pickled} exists" in capsys.readouterr().err
     config.write_text("mine")
     assert main(["convert", str(features), str(pickled), "--dialect", "mosi"]) == 2
-    assert f"{pickled} and {config} exists" in capsys.readouterr().err
+    assert f"{pickled} and {config} exist:" in capsys.readouterr().err
     pickled.unlink()
     assert main(["convert", str(features), str(pickled), "--dialect", "mosi"]) == 2
     assert (config.read_text(), features.read_bytes()) == ("mine", converted) and not pickled.exists()

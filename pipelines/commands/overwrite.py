@@ -16,4 +16,5 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 def check_overwrite(args: argparse.Namespace, files: Iterable[Path]) -> None:
     """Raises UsageError where one of the files to write is there already, unless the call is to replace it."""
     if not args.overwrite and (there := [str(path) for path in files if path.exists()]):
-        raise UsageError(f"{' and '.join(there)} exists: choose another name, or --overwrite")
+        exist = "exists" if len(there) == 1 else "exist"
+        raise UsageError(f"{' and '.join(there)} {exist}: choose another name, or --overwrite")
