@@ -17,6 +17,7 @@ from mmfeat.clip import ClipFeatures, extract_to_store
 from mmfeat.corpus import Clip
 from mmfeat.extractors import MissingBackendError
 from mmfeat.media import MediaError
+from mmfeat.pack import pack
 from mmfeat.recipe import Recipe, load_recipe
 from mmfeat.shards import Store
 from tests import tiny_models
@@ -185,6 +186,21 @@ def test_what_is_no_unicode_text_fails_the_clip_and_says_where(
     recipe = load_recipe("default").changed(text={"extractor": extractor, **vectors}, words=None)
     with pytest.raises(MediaError, match=f"text: the transcript is no Unicode text: {says}"):
         mmfeat.extract(path, text, recipe)
+
+
+def test_what_is_no_unicode_text_costs_its_own_clip_only(tmp_path: Path) -> None:
+    """A clip made in Python: no table would let it in. Its shards are stored, and the file says what is wrong."""
+    recipe, store = load_recipe("default").changed(words=None), Store(tmp_path / "work")
+    clips = [
+        as_clip(write_media(tmp_path / f"v/{k}.mp4", stripes(3), sound=tone(0.2)), text)
+        for k, text in enumerate(["caf\udce9", "hello"])
+    ]
+    reports = [extract_to_store(clip, recipe, store) for clip in clips]
+    says = "the transcript is no Unicode text: half a character (the lone surrogate U+DCE9) at character 4 of 4"
+    assert [(report.id, report.reason) for report in reports] == [("v$_$0", says), ("v$_$1", "")]
+    assert store.read(clips[0], "vision", recipe.fingerprints()["vision"]).status == "no_face"
+    packed = pack(corpus.Corpus(tmp_path, clips, []), recipe, store, tmp_path / "f.h5")
+    assert [(clip.status, clip.reason) for clip in packed.clips] == [("failed", says), ("no_face", "")]
 
 
 @pytest.mark.parametrize("extractor", ["transformers", "glove"])
