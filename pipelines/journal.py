@@ -10,8 +10,9 @@ import json
 import os
 import platform
 import time
+import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -30,6 +31,7 @@ class Journal:
         if torn:
             self._file.write("\n")  # or our first line would be part of one that a crash has cut short
         self._echo = echo
+        self._run = uuid.uuid4().hex[:8]  # two machines may work into one folder at a time
 
     def __enter__(self) -> Self:
         return self
@@ -41,7 +43,7 @@ class Journal:
 
     def write(self, event: str, **values: Any) -> None:
         """Add an event; it is in the file's hands (not yet on disk) when this returns."""
-        line = _line({"event": event, "time": round(time.time(), 3)} | values)
+        line = _line({"event": event, "time": round(time.time(), 3), "run": self._run} | values)
         for stream in filter(None, (self._file, self._echo)):
             print(line, file=stream, flush=True)
 
@@ -65,13 +67,24 @@ def _is_torn(path: Path) -> bool:
         return file.read() != b"\n"
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """One run as the journal tells it."""
+    """One run as the journal tells it; of its clips only what tells how fast it is."""
 
     start: Mapping[str, Any]
-    clips: list[Mapping[str, Any]] = field(default_factory=list)
     end: Mapping[str, Any] | None = None
+    clips: int = 0
+    first_clip: float = 0.0
+    """When the first clip was done."""
+    last_event: float = 0.0
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        self.last_event = event["time"]
+        if event["event"] == "clip":
+            self.clips += 1
+            self.first_clip = self.first_clip or event["time"]
+        elif event["event"] == "end":
+            self.end = event
 
     @property
     def is_running(self) -> bool:
@@ -88,11 +101,9 @@ class Run:
 
     @property
     def clips_per_second(self) -> float:
-        """Over the clips since the first one, whose time is mostly that of loading models; 0 where unknown."""
-        if len(self.clips) < 2:
-            return 0.0
-        seconds = self.clips[-1]["time"] - self.clips[0]["time"]
-        return (len(self.clips) - 1) / seconds if seconds > 0 else 0.0
+        """Since the first one was done, whose time is mostly that of loading models; 0 where unknown."""
+        seconds = self.last_event - self.first_clip
+        return (self.clips - 1) / seconds if self.clips > 1 and seconds > 0 else 0.0
 
 
 def who() -> dict[str, Any]:
@@ -102,16 +113,21 @@ def who() -> dict[str, Any]:
 
 def runs(workdir: Path) -> list[Run]:
     """All runs on a work folder, the oldest first. A line that was cut short by a crash is passed over."""
-    found: list[Run] = []
+    return list(dict.fromkeys(run for run, _ in events(workdir)))
+
+
+def events(workdir: Path) -> Iterator[tuple[Run, Mapping[str, Any]]]:
+    """Every event with its run, as far as that is told by then: a journal may be longer than memory."""
+    known: dict[str, Run] = {}
+    latest: Run | None = None
     for event in _events(workdir / NAME):
-        match event["event"]:
-            case "start":
-                found.append(Run(event))
-            case "clip" if found:
-                found[-1].clips.append(event)
-            case "end" if found:
-                found[-1].end = event
-    return found
+        name = event.get("run", "")
+        if event["event"] == "start":
+            latest = known[name] = Run(event)
+        if latest:
+            run = known.get(name, latest)
+            run.take(event)
+            yield run, event
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
@@ -123,5 +139,5 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
                 event = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(event, dict) and "event" in event:
+            if isinstance(event, dict) and {"event", "time"} <= event.keys():
                 yield event

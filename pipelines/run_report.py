@@ -10,6 +10,7 @@ import base64
 import hashlib
 import itertools
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -21,7 +22,7 @@ from mmfeat.files import atomic, clear_leftovers
 from mmfeat.layout import ClipStatus, FeatureFile
 from mmfeat.recipe import Recipe
 from pipelines.extract import WORKER_LOG
-from pipelines.journal import runs
+from pipelines.journal import Run, events
 from pipelines.pictures import Picture, pictures
 from pipelines.progress import duration
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 12
 """Clips with a picture."""
+_BLOCK = 4096
+"""Clips whose masks are looked at at once."""
 _EXTRACTION = ("language", "vision", "audio", "text", "words", "transcribe", "loudness")
 """Of a recipe: what its clips' times depend on."""
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
@@ -98,11 +101,38 @@ def _coverage(file: FeatureFile) -> Iterable[tuple[str, ...]]:
     for modality in ("vision", "audio"):
         present = measured = steps = total = 0
         for split in file.splits:
-            mask, lengths = file.read(split, f"{modality}_mask"), file.read(split, f"{modality}_lengths")
-            present, total = present + int(mask.any(1).sum()), total + len(mask)
-            measured, steps = measured + int(mask.sum()), steps + int(lengths.sum())
+            masks = file.dataset(split, f"{modality}_mask")
+            for begin in range(0, len(masks), _BLOCK):
+                mask = masks[begin : begin + _BLOCK]
+                present, measured = present + int(mask.any(1).sum()), measured + int(mask.sum())
+            total, steps = total + len(masks), steps + int(file.read(split, f"{modality}_lengths").sum())
         rows.append((modality, f"{present} of {total}", f"{measured / max(steps, 1):.1%}"))
     return rows
+
+
+class _Spent:
+    """Seconds by kind of work of every clip's last try, in a few bytes each."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._footage = array("d")
+        self._kinds: dict[str, array[float]] = {}
+
+    def take(self, clip: Mapping[str, Any]) -> None:
+        """A clip of the journal. What was done in an earlier try, and not in this, counts too."""
+        row = self._rows.setdefault(clip["id"], len(self._rows))
+        if row == len(self._footage):
+            for column in (self._footage, *self._kinds.values()):
+                column.append(0.0)
+        self._footage[row] = clip.get("seconds", 0.0)
+        for kind, seconds in clip.get("timings", {}).items():
+            if kind not in self._kinds:
+                self._kinds[kind] = array("d", [0.0]) * len(self._rows)
+            self._kinds[kind][row] = seconds
+
+    def sums(self) -> tuple[int, float, Counter[str]]:
+        """Clips, their footage, and the time spent on them by kind."""
+        return len(self._rows), sum(self._footage), Counter({kind: sum(column) for kind, column in self._kinds.items()})
 
 
 def _times(corpus: Corpus, recipe: Recipe, workdir: Path) -> str:
@@ -110,19 +140,16 @@ def _times(corpus: Corpus, recipe: Recipe, workdir: Path) -> str:
 
     Of a clip that was done again the last time counts. Runs with other recipes on the same work folder do not.
     """
-    latest: dict[str, dict[str, float]] = {}
-    seconds: dict[str, float] = {}
-    ours, root = _what_is_extracted(recipe.model_dump(mode="json")), str(corpus.root.resolve())
-    for run in runs(workdir):
-        if _what_is_extracted(run.start.get("recipe", {})) != ours or run.start.get("corpus") != root:
-            continue
-        for clip in run.clips:
-            latest.setdefault(clip["id"], {}).update(clip.get("timings", {}))
-            seconds[clip["id"]] = clip.get("seconds", 0.0)
-    spent: Counter[str] = Counter()
-    for timings in latest.values():
-        spent.update(timings)
-    clips, footage = len(latest), sum(seconds.values())
+    ours: set[Run] = set()
+    tries = _Spent()
+    extracted, root = _what_is_extracted(recipe.model_dump(mode="json")), str(corpus.root.resolve())
+    for run, event in events(workdir):
+        if event["event"] == "start":
+            if event.get("corpus") == root and _what_is_extracted(event.get("recipe", {})) == extracted:
+                ours.add(run)
+        elif event["event"] == "clip" and run in ours:
+            tries.take(event)
+    clips, footage, spent = tries.sums()
     total = sum(spent.values())
     if not total:
         return "<p class=quiet>The journal of the work folder tells of no clip that was extracted with this recipe.</p>"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,18 @@ def test_paths_whose_bytes_are_not_utf_8(tmp_path, capsys):
     assert runs(tmp_path / "work")[0].start["corpus"] == str(root) == json.loads(echo.getvalue())["corpus"]
     assert main(["check", str(root)]) == 0
     assert "0000.\\udcff" in capsys.readouterr().out
+
+
+def test_two_machines_may_work_into_one_folder_at_a_time(tmp_path):
+    """Each line belongs to the run that wrote it; older journals do not say which, so it is the latest."""
+    with Journal(tmp_path) as ours, Journal(tmp_path) as theirs:
+        ours.write("start", corpus="a", **who())
+        theirs.write("start", corpus="b", pid=1, host="elsewhere")
+        for _ in range(3):
+            ours.write("clip", id="v", status="ok")
+        ours.write("end", done=3)
+    first, second = runs(tmp_path)
+    assert (first.clips, second.clips) == (3, 0) and first.end and not second.end
+    (tmp_path / NAME).write_text(re.sub(r', "run": "\w+"', "", (tmp_path / NAME).read_text()))
+    first, second = runs(tmp_path)
+    assert (first.clips, second.clips) == (0, 3) and second.end
