@@ -40,7 +40,7 @@ class Ssl:
     A row stands for the stride around the middle of what its convolutions see (25 ms); the first begins with the clip,
     the last ends with it. The sound is prepared as the model's own preprocessor says: rate, normalisation, Whisper's
     mel spectrogram. Only pieces of equal length go through together, so that nothing is ever padded, except to the
-    30 seconds that Whisper always hears; rows of its padding are cut off.
+    least that a model can take, or the 30 seconds that Whisper always hears; rows of the padding are cut off.
 
     A clip longer than `chunk_seconds` goes through in pieces. The convolutions give the same as for the whole clip,
     also where a group norm takes statistics over time: those are the clip's. Attention sees one piece, with
