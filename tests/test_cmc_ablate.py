@@ -127,6 +127,15 @@ def test_without_an_encoder_to_finetune_it_is_said_once(
     assert main([*call, "--variants", "audio only"]) == 0  # which needs none
 
 
+def test_one_reason_for_several_variants_is_said_once(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["ablate", str(features), "-o", str(tmp_path / "out"), "--seeds", "1", *QUICK, "--pretrain", "cyclic"]
+    assert main([*call, "--use", "audio", "vision", "--variants", "CMC", "no PFM", "late fusion"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: CMC; no PFM: cyclic translates text" in shown and shown.count("left out") == 1
+
+
 def test_without_unimodal_labels_the_groups_are_missed(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
         )
     if found.results:
         show_ablation(found.results)
-    for name, reason in found.left_out.items():
-        print(f"left out: {name}: {reason}")
+    for reason in dict.fromkeys(found.left_out.values()):
+        print(f"left out: {'; '.join(name for name, why in found.left_out.items() if why == reason)}: {reason}")
     return OK if found.results else USAGE
