@@ -100,6 +100,11 @@ class Run:
         return True
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is of another machine and has not ended; it may have been killed there."""
+        return self.end is None and self.start["host"] != platform.node()
+
+    @property
     def clips_per_second(self) -> float:
         """Since the first one was done, whose time is mostly that of loading models; 0 where unknown."""
         seconds = self.last_event - self.first_clip

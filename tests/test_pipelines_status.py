@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_clean_removes_what_no_corpus_uses(work, capsys):
     assert "2 of 7 files" in capsys.readouterr().out and set(store.files()) == before
     assert main(["clean", str(work), "--yes"]) == 0
     assert set(store.files()) == before - {useless, half}
-    assert not useless.parent.exists() and (work / "notes-of-mine" / "keep.txt").exists()
+    assert not useless.parents[1].exists() and (work / "notes-of-mine" / "keep.txt").exists()
     assert store.missing(clip, FINGERPRINTS) == ()
 
     other = make_corpus(work.parent / "other", "a")
@@ -150,3 +151,69 @@ def test_two_machines_may_work_into_one_folder_at_a_time(tmp_path):
     (tmp_path / NAME).write_text(re.sub(r', "run": "\w+"', "", (tmp_path / NAME).read_text()))
     first, second = runs(tmp_path)
     assert (first.clips, second.clips) == (0, 3) and second.end
+
+
+def end_all(work: Path) -> None:
+    with Journal(work) as journal:
+        journal.write("end", done=1)
+
+
+def test_clean_leaves_the_runs_of_other_machines_alone(work, capsys, monkeypatch):
+    end_all(work)
+    root = Path(runs(work)[0].start["corpus"])
+    written = next(iter(Store(work).files())).with_name(".0123.89abcdef-77-0123456789ab.npz")
+    written.write_bytes(b"half")
+    start(work, root, host="elsewhere", pid=77)
+    start(work, root)  # the latest of this corpus, of another machine
+    end_all(work)
+    capsys.readouterr()
+    assert main(["clean", str(work), "--yes"]) == 2
+    assert "elsewhere may be extracting" in (said := capsys.readouterr().err) and "--force" in said
+    lines = (work / NAME).read_text().replace('"elsewhere"', f'"{platform.node()}"').replace('"pid": 77', '"pid": 0')
+    (work / NAME).write_text(lines.replace('"pid": 0', f'"pid": {child_that_ended()}'))
+    assert main(["clean", str(work), "--yes"]) == 0
+    assert written.exists(), "somebody whom the journal does not tell of may be writing it"
+    os.utime(written, (0, 0))
+    assert main(["clean", str(work), "--yes"]) == 0
+    assert not written.exists()
+
+
+def test_force_cleans_after_a_machine_that_was_lost(work):
+    end_all(work)
+    written = next(iter(Store(work).files())).with_name(".0123.89abcdef-77-0123456789ab.npz")
+    written.write_bytes(b"half")
+    start(work, Path(runs(work)[0].start["corpus"]), host="elsewhere")
+    assert main(["clean", str(work), "--yes", "--force"]) == 0
+    assert not written.exists()
+
+
+def child_that_ended() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_a_machine_that_has_been_silent_for_days_is_not_waited_for(work, monkeypatch):
+    end_all(work)
+    start(work, Path(runs(work)[0].start["corpus"]), host="elsewhere")
+    now = time.time()
+    monkeypatch.setattr("pipelines.commands.clean.time.time", lambda: now + 25 * 3600)
+    assert main(["clean", str(work)]) == 0
+
+
+def test_a_corpus_that_is_gone_is_named_and_its_results_stay(work, capsys):
+    """Its disk may only be missing at the moment."""
+    end_all(work)
+    store, root = Store(work), Path(runs(work)[0].start["corpus"])
+    useless = store.write(corpora.load(root).usable[0], "vision", "ffffffffffffffff", Shard("ok"))
+    before = set(store.files())
+    root.rename(root.with_name("unmounted"))
+    other = make_corpus(work.parent / "other", "a")
+    start(work, other.root)
+    end_all(work)
+    capsys.readouterr()
+    assert main(["clean", str(work), "--yes"]) == 0
+    assert str(root) in (said := capsys.readouterr().out) and "stay" in said
+    assert set(store.files()) == before - {useless}
+    assert main(["clean", str(work), "--yes", "--force"]) == 0
+    assert set(store.files()) == set()
