@@ -40,6 +40,15 @@ _REASONS, _REASON = 2, 50
 """Reasons of failures that progress shows, and characters of each; all are in the journal and in the feature file."""
 
 
+_NOTHING = {
+    "vision": {"no_video", "no_face"},
+    "audio": {"no_audio"},
+    "text": {"no_text"},
+    "words": {"no_text", "no_words"},
+}
+"""States of a clip that leave it without anything of a part."""
+
+
 class ExtractionError(RuntimeError):
     """Something that every further clip would fail on: a full disk, a model that a worker lacks."""
 
@@ -76,6 +85,8 @@ class Extraction:
     """Seconds that the run took."""
     stages: Counter[str] = field(default_factory=Counter)
     """Seconds spent in decoding and in each part, summed over workers."""
+    parts: Counter[str] = field(default_factory=Counter)
+    """Clips that now have something of each part, of those that were to get it."""
     states: Counter[str] = field(default_factory=Counter)
     """Clips that lack something or were damaged: `no_face`, `no_audio`, …"""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -93,6 +104,7 @@ class Extraction:
         if seconds:
             parts.append(f"{self.done / seconds:.1f} clips/s")
             parts.append(f"{self.footage / seconds:.1f}x real time")
+        parts += [f"{part} {count}" for part, count in self.parts.items()]
         parts += [f"{count} {state}" for state, count in self.states.most_common()]
         if self.failed:
             why = "; ".join(f"{count} {_short(reason)}" for reason, count in self.reasons.most_common(_REASONS))
@@ -108,6 +120,12 @@ class Extraction:
             self.reasons[reason] += 1
         else:
             self.states.update(state for state in status.split("+") if state != "ok")
+
+
+def _parts_of(clip: ClipReport) -> dict[str, bool]:
+    """Of the parts that were to be extracted, whether the clip has something of it."""
+    states = set(clip.status.split("+"))
+    return {part: states.isdisjoint({"failed"} | _NOTHING.get(part, set())) for part in clip.parts}
 
 
 def _short(reason: str) -> str:
@@ -225,12 +243,15 @@ def _account(
         run.count(found.status, found.reason)
         run.footage += found.seconds
         run.stages.update(found.timings)
+        parts = _parts_of(found)
+        run.parts.update({part: int(has) for part, has in parts.items()})
         timings = {kind: round(seconds, 4) for kind, seconds in found.timings.items()}
         return {
             "id": found.id,
             "status": found.status,
             "reason": found.reason,
             "seconds": round(found.seconds, 3),
+            "parts": [part for part, has in parts.items() if has],
             "timings": timings,
         }
     if isinstance(outcome.error, (OSError, MissingBackendError)):
@@ -240,4 +261,5 @@ def _account(
     for part in outcome.item.parts:
         store.fail(outcome.item.clip, part, fingerprints[part], reason)
     run.count("failed", reason)
-    return {"id": outcome.item.clip.id, "status": "failed", "reason": reason, "seconds": 0.0, "timings": {}}
+    failed = {"status": "failed", "reason": reason, "seconds": 0.0, "parts": [], "timings": {}}
+    return {"id": outcome.item.clip.id, **failed}

@@ -101,6 +101,7 @@ def make_features(
             done=extraction.done,
             failed=extraction.failed,
             left=extraction.todo - extraction.done,
+            parts=extraction.parts,
             seconds=round(extraction.wall, 3),
         )
     if stages and extraction.done:

@@ -106,6 +106,7 @@ def test_a_clip_that_crashes_or_raises_costs_only_itself(tmp_path, monkeypatch):
     assert result.stages == Counter(decode=3.0, vision=9.0) and result.footage == 12.0
     # Its own log, also where an earlier cluster of this process had another.
     assert "Segmentation fault" in (workdir / extraction.WORKER_LOG).read_text()
+    assert "vision 6, audio 6" in seen[-1][2], "what became of each modality, also where all goes well"
     assert seen[0] == (0, 8, "") and seen[-1][:2] == (8, 8) and "2 failed: 1 " in seen[-1][2]
     assert "clips/s" in seen[-1][2] and "1 crashed the worker process 3 times" in seen[-1][2]
 
@@ -261,6 +262,18 @@ def test_ctrl_c_leaves_a_state_that_the_next_run_continues(tmp_path, times):
         # What ran was finished, so every clip was worked on exactly once in the two runs together.
         assert len(before) == 12 - result.todo
         assert sorted(log.read_text().split()) == [f"{number:04}" for number in range(12)]
+
+
+def test_a_clip_counts_for_the_modalities_that_it_has():
+    def parts(status: str) -> list[str]:
+        report = ClipReport("v", status, "", 1.0, ("vision", "audio", "text", "words"))
+        return [part for part, has in extraction._parts_of(report).items() if has]
+
+    assert parts("ok") == parts("silent+damaged") == ["vision", "audio", "text", "words"]
+    assert parts("no_face") == parts("no_video+cut_text") == ["audio", "text", "words"]
+    assert parts("no_audio+no_words") == ["vision", "text"]
+    assert parts("no_text") == ["vision", "audio"]
+    assert parts("failed") == []
 
 
 def write_clip(path: Path, seed: int) -> None:
