@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tests.media_files import tone, write_media
+from tests.media_files import leap, tone, write_media
 
 Rng = np.random.Generator
 SECONDS = 2.0
@@ -206,8 +206,20 @@ def _backwards(path: Path, rng: Rng) -> Path:
     return file
 
 
-def _renamed(ending: str) -> Callable[[Path, Rng], Path]:
-    return lambda path, rng: good(path, ".webm").rename(path.with_suffix(ending))
+def _renamed(ending: str, truly: str = ".webm") -> Callable[[Path, Rng], Path]:
+    return lambda path, rng: good(path, truly).rename(path.with_suffix(ending))
+
+
+def _leap(kind: str) -> Callable[[Path, Rng], Path]:
+    """The times of one stream are ten hours late from the middle on, as where a camera's clock was set."""
+
+    def make(path: Path, rng: Rng) -> Path:
+        whole = good(path.with_name(f"{path.name}-whole"), ".mkv")
+        leapt = leap(whole, path.with_suffix(".mkv"), kind, after=SECONDS / 2, by=36_000)
+        whole.unlink()
+        return leapt
+
+    return make
 
 
 def _folder(path: Path) -> None:
@@ -312,4 +324,7 @@ KINDS = (
         "no_video+damaged",
         "1 % of the sound's samples are no finite numbers",
     ),
+    Kind("pictures whose times leap by ten hours", _leap("video"), "damaged", "video leaps from"),
+    Kind("sound whose times leap by ten hours", _leap("audio"), "damaged", "audio leaps from"),
+    Kind("a name whose ending is not UTF-8", _renamed(os.fsdecode(b".\xff"), ".mp4"), "kept"),
 )

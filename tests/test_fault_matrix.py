@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,54 @@ def test_no_table_is_an_accident(tmp_path_factory, content):
     assert all(clip.refused for clip in corpus.clips), "there are no files"
 
 
+CRASHING = """
+import os
+import av
+
+opened = av.open
+
+def av_open(file, *more, **options):
+    if str(file).endswith("crash.mp4"):
+        os.abort()
+    return opened(file, *more, **options)
+
+av.open = av_open
+"""
+
+
+ACCIDENTS = {
+    "a clip that crashes whoever opens it": "fails after three tries; the page about the run is written, without its "
+    "picture",
+    "a note of failure (`.failed`) that was cut short": "the clip is extracted again",
+}
+"""What the next test tries."""
+
+
+def test_a_crash_and_then_its_torn_note(tmp_path):
+    """As where the decoder itself has a fault: whichever process opens the file dies, whoever that is."""
+    root, out = tmp_path / "corpus", tmp_path / "f.h5"
+    (root / "Raw" / "v").mkdir(parents=True)
+    for name in ("crash", "fine"):
+        good(root / "Raw" / "v" / name)
+    write_table(root, [("v", "crash"), ("v", "fine")])
+    (tmp_path / "sitecustomize.py").write_text(CRASHING)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    command = [sys.executable, "-m", "pipelines.cli", "extract", root, "-o", out, "--workers", "1"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 3, run.stderr
+    page = (tmp_path / "f_report.html").read_text()
+    assert page.count("data:image/jpeg") == 1 and "crashed the worker process 3 times" in page
+    assert "decoding it crashed: Aborted" in page
+
+    torn = list((tmp_path / "mmfeat-work").rglob("*.failed"))
+    assert torn
+    for note in torn:
+        note.write_bytes(note.read_bytes()[:9])
+    assert main(["extract", str(root), "-o", str(out), "--workers", "1"]) == 0
+    with FeatureFile(out) as file:
+        assert {clip.id for clip in file.clips() if clip.status != "failed"} == {"v$_$crash", "v$_$fine"}
+
+
 def page() -> str:
     """The tables of docs/faults.md."""
     words = {"fails": "fails", "kept": "kept, nothing is amiss", "damaged": "kept, marked `damaged`"}
@@ -184,6 +234,7 @@ def page() -> str:
         return "that row is refused, the others are read" if rows > table.usable else "all rows are read"
 
     lines = ["| the file | the clip |", "|---|---|", *(f"| {kind.name} | {say(kind)} |" for kind in KINDS)]
+    lines += ["", "| what else happens | |", "|---|---|", *(f"| {what} | {how} |" for what, how in ACCIDENTS.items())]
     lines += ["", "| label.csv | |", "|---|---|", *(f"| {table.name} | {usable(table)} |" for table in TABLES)]
     return "\n".join(lines)
 

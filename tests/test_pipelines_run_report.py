@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,35 +208,3 @@ def test_all_pictures_together_have_their_time(monkeypatch):
     monkeypatch.setattr("pipelines.pictures.PATIENCE", 1.0)
     made = pictures([(Misbehaving("hang"), 1.0)] * 2, load_recipe("default"))
     assert [picture.why for picture in made] == ["the pictures took longer than 1 s together"] * 2
-
-
-CRASHING = """
-import os
-import av
-
-opened = av.open
-
-def av_open(file, *more, **options):
-    if str(file).endswith("crash.mp4"):
-        os.abort()
-    return opened(file, *more, **options)
-
-av.open = av_open
-"""
-
-
-def test_a_clip_that_crashes_the_decoder_leaves_the_page_and_the_exit_status(tmp_path):
-    """As where the decoder itself has a fault: whichever process opens the file dies."""
-    for name in ("crash", "fine"):
-        write_clip(tmp_path / "corpus" / "Raw" / "v" / f"{name}.mp4", seed=1)
-    (tmp_path / "corpus" / "label.csv").write_text(
-        "video_id,clip_id,text,label,mode\nv,crash,,0.5,train\nv,fine,,0.5,train\n"
-    )
-    (tmp_path / "sitecustomize.py").write_text(CRASHING)
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
-    command = [sys.executable, "-m", "pipelines.cli", "extract", tmp_path / "corpus", "-o", tmp_path / "f.h5"]
-    run = subprocess.run([*command, "--workers", "1"], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 3, run.stderr
-    page = (tmp_path / "f_report.html").read_text()
-    assert page.count("data:image/jpeg") == 1 and "crashed the worker process 3 times" in page
-    assert "decoding it crashed: Aborted" in page

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.scale overhead      # CPU per clip of submission, shards, bookkeeping, journal
     python -m tests.benchmarks.scale speedup       # two workers against one, real models
     python -m tests.benchmarks.scale busy          # 64 workers of sleeping clips
-    python -m tests.benchmarks.scale memory        # client and packer with 1 000 and 100 000 clips
+    python -m tests.benchmarks.scale memory        # client, packer and report with 1 000 and 100 000 clips
     python -m tests.benchmarks.scale resume        # 100 000 finished clips
     python -m tests.benchmarks.scale packing       # against plain sequential writing
     python -m tests.benchmarks.scale realtime      # footage per second of one core, real models
@@ -39,9 +39,9 @@ from mmfeat.pack_block import Reader
 from mmfeat.recipe import Recipe, load_recipe
 from mmfeat.shards import Shard, Store
 from mmfeat.track import Word
-from pipelines import schedule
+from pipelines import run_report, schedule
 from pipelines.extract import Job, extract_corpus, jobs
-from pipelines.journal import Journal
+from pipelines.journal import Journal, who
 from pipelines.limits import watched
 from tests.benchmarks.tiny import write_recipe
 
@@ -255,8 +255,9 @@ def memory(folder: Path, recipe: Recipe, clips: tuple[int, ...] = (1000, 100_000
         root = folder / str(count)
         corpus = make_corpus(root / "corpus", count)
         fill(Store(root / "work"), corpus, recipe, TINY)
+        _tell(root / "work", corpus, recipe)
         del corpus
-        for what in ("client", "packer"):
+        for what in ("client", "packer", "report"):
             arguments = [f"_{what}", "--folder", str(root), "--clips", str(count), "--tasks", str(tasks)]
             subprocess.run([sys.executable, "-m", "tests.benchmarks.scale", *arguments], check=True)
 
@@ -293,6 +294,24 @@ def _client(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
 def _packer(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
     with peak(f"packer, {clips} clips"):
         pack(corpora.load(folder / "corpus"), recipe, Store(folder / "work"), folder / "features.h5")
+
+
+def _report(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
+    """The page about the packed file, without pictures: they cost another process the same, however many clips."""
+    run_report.SAMPLE = 0
+    with peak(f"report, {clips} clips"):
+        corpus = corpora.load(folder / "corpus")
+        run_report.write_report(corpus, recipe, folder / "features.h5", folder / "work", folder / "report.html")
+
+
+def _tell(workdir: Path, corpus: Corpus, recipe: Recipe) -> None:
+    """The journal of a run that has done every clip."""
+    kinds = ("decode", "vision", "audio", "text", "words", "store")
+    with Journal(workdir) as journal:
+        journal.write("start", corpus=str(corpus.root.resolve()), recipe=recipe.model_dump(mode="json"), **who())
+        for clip in corpus.usable:
+            timings = {kind: clip.row / 1000 + len(kind) for kind in kinds}
+            journal.write("clip", id=clip.id, status="ok", reason="", seconds=4.0, timings=timings)
 
 
 def resume(folder: Path, recipe: Recipe, clips: int = 100_000) -> None:
@@ -386,7 +405,7 @@ PARTS = {part.__name__: part for part in (overhead, speedup, busy, memory, resum
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*PARTS, "_client", "_packer"], metavar="|".join(PARTS))
+    parser.add_argument("part", choices=[*PARTS, "_client", "_packer", "_report"], metavar="|".join(PARTS))
     parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
     parser.add_argument("--clips", type=int)
     parser.add_argument("--tasks", type=int)
