@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mmfeat.extractors.face_follow import FaceFollower, _Followed
+from mmfeat.extractors.face_looks import looks
 from mmfeat.extractors.face_nets import Detection, Region, _without_greeting, overlap
 
 Image = NDArray[np.uint8]
@@ -123,15 +124,21 @@ def test_what_is_no_face_on_a_second_look_is_not_met() -> None:
     assert identities(follower(nets)) == []
 
 
-def test_unclear_portraits_are_not_judged() -> None:
-    one, other = np.zeros(4, np.float32), np.full(4, 9, np.float32)
+def test_unclear_portraits_are_not_judged_for_long() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (looks(rng.integers(0, 256, (8, 8, 3), np.uint8), Region(4, 4, 8)) for _ in range(2))
     face = _Followed(0, Region(0, 0, 9), np.zeros(4, np.float32), 0.0)
-    face.add(one, 0.2, 0)
-    assert face.is_confirmed(other, 0.05, 15) and len(face.portraits) == 1  # a flash
-    assert not face.is_confirmed(other, 0.2, 30)
-    assert face.is_confirmed(one, 0.2, 45) and len(face.portraits) == 2
-    face.clarity = 0.0  # it was at the edge
-    assert face.is_confirmed(other, 0.2, 60) and face.portraits.pop() is other
+    face.add(one, True, 0)
+    assert face.is_confirmed(other, False, 15) and len(face.portraits) == 1  # a flash
+    assert not face.is_confirmed(other, True, 30)
+    assert face.is_confirmed(one, True, 45) and len(face.portraits) == 2
+    assert [face.is_confirmed(other, False, 60) for _ in range(3)] == [True, True, False]
+    assert face.is_confirmed(one, True, 75)
+    faint = _Followed(1, Region(0, 0, 9), np.zeros(4, np.float32), 0.0)
+    faint.add(one, False, 0)  # it was coming into the picture
+    assert faint.is_confirmed(other, True, 15) and faint.portraits.pop() is other
+    faint.add(one, True, 30)
+    assert not faint.is_confirmed(other, True, 45)
 
 
 def test_region_maps_there_and_back() -> None:

@@ -54,15 +54,23 @@ def test_who_takes_the_place_of_another_is_somebody_else(nets: FaceNets, cast: l
     assert set(seen[0]) == {0} and set(seen[-1]) == {1}
 
 
+@pytest.mark.parametrize("light", [1.3, 1, 0.7, 0.5, 0.4])
 @pytest.mark.parametrize("same_room", [False, True])
-def test_a_cut_starts_new_tracks_at_once(nets: FaceNets, cast: list[Face], same_room: bool) -> None:
-    """Also at the same place before the same wall, where little but the face changes."""
+def test_a_cut_starts_new_tracks_at_once(nets: FaceNets, cast: list[Face], same_room: bool, light: float) -> None:
+    """Also at the same place before the same wall, where little but the face changes, and the light."""
     scenes = []
     for k in range(24):
         scenes.append(wall() if same_room or k < 12 else np.ascontiguousarray(wall()[::-1, ::-1]))
         put(scenes[-1], cast[0 if k < 12 else 2], 240, noise=k)
-    seen = identities(nets, scenes)
+    seen = identities(nets, scenes[:12] + [lit(scene, light) for scene in scenes[12:]])
     assert [set(frame) for frame in seen] == [{0}] * 12 + [{1}] * 12
+
+
+@pytest.mark.parametrize("light", [1, 0.7, 0.5, 0.4])
+def test_a_cut_between_speakers_of_one_studio(nets: FaceNets, shared_data: Path, light: float) -> None:
+    one, other = (footage(shared_data / "grid/Raw" / name, 30) for name in ("brbk7n", "lbax4n"))
+    seen = identities(nets, one[:15] + [lit(image, light) for image in other])
+    assert [set(frame) for frame in seen] == [{0}] * 15 + [{1}] * 30
 
 
 @pytest.mark.parametrize("cut", [10, 15])
@@ -93,11 +101,23 @@ def test_a_poor_portrait_does_not_split_a_person(nets: FaceNets, cast: list[Face
     assert set().union(*seen) == {0} and set(seen[-1]) == {0}
 
 
-def pushed(image: Image, rng: np.random.Generator) -> Image:
-    """As a camera in the hand sees it: shifted by up to a twentieth, turned, on some frames blurred."""
+def lit(image: Image, light: float) -> Image:
+    return np.clip(image * light, 0, 255).astype(np.uint8)
+
+
+def footage(path: Path, frames: int) -> list[Image]:
+    """The first frames of a video, or of a folder's only one, 400 pixels wide."""
+    with open_media(next(path.iterdir()) if path.is_dir() else path) as media:
+        images = [frame.image for frame in islice(media.frames(), frames)]
+    size = 400, round(images[0].shape[0] * 400 / images[0].shape[1])
+    return [np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8) for image in images]
+
+
+def pushed(image: Image, rng: np.random.Generator, share: float) -> Image:
+    """As a camera in the hand sees it: shifted by up to a share of the picture, turned, on some frames blurred."""
     height, width = image.shape[:2]
     warp = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-2, 2), 1.1)
-    warp[:, 2] += rng.uniform(-0.05, 0.05, 2) * (width, height)
+    warp[:, 2] += rng.uniform(-share, share, 2) * (width, height)
     moved = cv2.warpAffine(image, warp, (width, height), borderMode=cv2.BORDER_REFLECT)
     return np.asarray(moved if rng.random() < 0.7 else cv2.blur(moved, (9, 1)), np.uint8)
 
@@ -112,8 +132,8 @@ def troubled(kind: str, scenes: list[Image]) -> list[Image]:
     if kind == "fade to white":
         shown = [min(1, max(abs(k - 24) - 3, 0) / 8) for k in range(len(seen))]
         seen = [np.round(scene * a + 255 * (1 - a)).astype(np.uint8) for scene, a in zip(seen, shown, strict=True)]
-    if kind == "shake":
-        seen = [pushed(scene, rng) for scene in seen]
+    if kind.endswith("shake"):
+        seen = [pushed(scene, rng, 0.08 if kind == "hard shake" else 0.05) for scene in seen]
     if kind == "colours":
         seen = [
             np.clip(s * np.array([1.4, 1, 0.6]) + 10, 0, 255).astype(np.uint8) if k > 20 else s
@@ -122,20 +142,13 @@ def troubled(kind: str, scenes: list[Image]) -> list[Image]:
     return [np.asarray(scene, np.uint8) for scene in seen]
 
 
-TROUBLES = ["flash", "long flash", "strobe", "fade", "fade to white", "shake", "colours"]
+TROUBLES = ["flash", "long flash", "strobe", "fade", "fade to white", "shake", "hard shake", "colours"]
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
 @pytest.mark.parametrize("clip", ["grid/Raw/bbaf2n", "openface/subj01_timepoint01.mp4"])
 def test_one_person_stays_one_through(nets: FaceNets, shared_data: Path, clip: str, kind: str) -> None:
-    path = shared_data / clip
-    with open_media(next(path.iterdir()) if path.is_dir() else path) as media:
-        images = [frame.image for frame in islice(media.frames(), 60)]
-    scale = 400 / images[0].shape[1]
-    images = [
-        np.asarray(cv2.resize(i, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8) for i in images
-    ]
-    seen = identities(nets, troubled(kind, images))
+    seen = identities(nets, troubled(kind, footage(shared_data / clip, 60)))
     assert set().union(*seen) == {0} and set(seen[-1]) == {0}
 
 
@@ -162,17 +175,32 @@ def test_a_fade_in_of_real_footage_is_one_person(nets: FaceNets, shared_data: Pa
     assert set().union(*seen) == {0} and set(seen[-1]) == {0}
 
 
-def test_a_dissolve_starts_a_new_person(nets: FaceNets, cast: list[Face]) -> None:
+@pytest.mark.parametrize("place", [240, 30])
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize("frames", [4, 12])
+def test_a_dissolve_starts_a_new_person(
+    nets: FaceNets, cast: list[Face], place: int, is_reversed: bool, frames: int
+) -> None:
+    """Also where the picture's edge cuts off one of the faces."""
     other = Face(random_identity(np.random.default_rng(8), female=True))
     scenes = []
     for k in range(60):
-        share = float(np.clip((k - 20) / 12, 0, 1))
+        share = float(np.clip((k - 20) / frames, 0, 1))
         pair = [wall(), wall()]
-        for scene, face in zip(pair, (cast[0], other), strict=True):
-            put(scene, face, 240, noise=k)
-        scenes.append(cv2.addWeighted(pair[0], 1 - share, pair[1], share, 0))
-    seen = identities(nets, scenes)
+        for scene, face, x in zip(pair, (cast[0], other), (240, place), strict=True):
+            put(scene, face, x, noise=k)
+        scenes.append(np.asarray(cv2.addWeighted(pair[0], 1 - share, pair[1], share, 0), np.uint8))
+    seen = identities(nets, scenes[::-1] if is_reversed else scenes)
     assert not set(seen[0]) & set(seen[-1]) and len(seen[-1]) == 1
+
+
+def test_who_leans_out_of_the_picture_stays_the_same(nets: FaceNets, shared_data: Path) -> None:
+    scenes = []
+    for k, image in enumerate(footage(shared_data / "grid/Raw/brbk7n", 70)):
+        out = round(180 * float(np.clip((k - 10) / 15, 0, 1) - np.clip((k - 50) / 15, 0, 1)))
+        scenes.append(cv2.copyMakeBorder(image[:, out:], 0, 0, 0, out, cv2.BORDER_REPLICATE))
+    seen = identities(nets, [np.asarray(scene, np.uint8) for scene in scenes])
+    assert all(set(frame) == {0} for frame in seen) and min(seen[40].values()) < 30
 
 
 def test_looks_tell_people_apart(cast: list[Face]) -> None:
@@ -181,6 +209,15 @@ def test_looks_tell_people_apart(cast: list[Face]) -> None:
     own = max(apart(*pair) for pair in seen)
     others = min(apart(seen[a][0], seen[b][0]) for a in range(3) for b in range(a))
     assert own < others and apart(seen[0][0], seen[0][0]) == 0
+
+
+@pytest.mark.parametrize("out", [40, 70])
+def test_what_lies_beyond_the_edge_is_not_compared(cast: list[Face], out: int) -> None:
+    image = cast[0].draw(Pose())
+    whole = looks(image, Region(160, 120, 220))
+    part = looks(np.ascontiguousarray(image[:, 50 + out :]), Region(110 - out, 120, 220))
+    assert np.isnan(part).any() and apart(whole, part) < 0.01
+    assert apart(looks(cast[1].draw(Pose()), Region(160, 120, 220)), part) > 0.2
 
 
 # Cuts

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from mmfeat.extractors.face_looks import apart, contrast, looks
+from mmfeat.extractors.face_looks import apart, glare, is_clear, is_faded, looks
 from mmfeat.extractors.face_nets import Detection, FaceNets, Image, Region, overlap
 from mmfeat.extractors.face_points import LEFT_LIDS, RIGHT_LIDS
 from mmfeat.extractors.shot_cuts import ShotCuts
@@ -36,15 +36,19 @@ _CUT, _DOUBT = 0.5, 0.06
 _ALIKE, _UNLIKE = 0.6, 1.0
 """How far apart the looks of one person may be, see `looks`, and how far where the place speaks for that person."""
 _CHANGED = 0.3
-"""… and how far from one frame to the next where much of the picture is new."""
+"""… and how far from one frame to the next where much of the picture is new, or brighter or darker."""
+_BLACK = 0.01
+"""Contrast below which not even two pictures in a row can be compared, see `is_clear`."""
 _BLINDED = 4
-"""Frames after which a face must look again as it did before a flash."""
+"""Frames after which a face must look again as it did before a flash; in a fade it has `detect_every`."""
+_PUSHED = 0.1
+"""A mesh that was moved by more than this share of the face's size sits on it only roughly, and is fitted again."""
 _JUMP = 0.3
 """A face that moves by more than this share of its size beyond what it was about to do is looked at closely."""
-_CUT_OFF = 0.1
-"""Share of its size by which the picture's edge may cut off a face that is fully seen."""
 _PORTRAITS = 5
 """Looks that are kept of a face, one every `detect_every` frames: people turn."""
+_PATIENCE = 2
+"""Portraits in a row that may say nothing, see `is_clear`; then a face must look as it did."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,35 +81,39 @@ class _Followed:
     motion: tuple[float, float] = (0.0, 0.0)
     """Pixels from the frame before."""
     portraits: deque[Floats] = field(default_factory=lambda: deque(maxlen=_PORTRAITS))
-    clarity: float = 0.0
-    """Of the last portrait, see `_clarity`."""
+    is_clear: bool = False
+    """Whether somebody can be told by the portraits."""
+    unsure: int = 0
+    """Portraits in a row that could not tell."""
     portrayed: int = 0
     """Index of the frame of the last portrait."""
     in_doubt: bool = False
     """Whether it was not recognised since a flash, or since it came back in poor light."""
+    doubted: int = 0
+    """Index of the frame of that flash, or in which it came back."""
 
     def unlike(self, portrait: Floats) -> float:
         """How far a face is from what this one looked like."""
         return min((apart(portrait, other) for other in self.portraits), default=0.0)
 
-    def add(self, portrait: Floats, clarity: float, frame: int) -> None:
-        self.portraits.append(portrait)
-        self.clarity, self.portrayed = clarity, frame
+    def add(self, portrait: Floats, is_clear: bool, frame: int) -> None:
+        """Those by which nobody can be told make way for the first by which one can, and are not added to such."""
+        self.portrayed = frame
+        if is_clear > self.is_clear:
+            self.portraits.clear()
+        if is_clear >= self.is_clear:
+            self.portraits.append(portrait)
+            self.is_clear = is_clear
 
-    def is_confirmed(self, portrait: Floats, clarity: float, frame: int) -> bool:
+    def is_confirmed(self, portrait: Floats, is_clear: bool, frame: int) -> bool:
         """Whether a new portrait shows the same face as the others, to which it is then added.
 
-        In a flash, a fade or at the picture's edge none can tell: one much less clear than the others says nothing, and
-        those much less clear than it, as of a face that has just come into the picture, are no longer believed.
+        Where one of them is not clear, as in a flash or a fade, it need not, but not for long.
         """
-        self.portrayed = frame
-        if clarity < 0.5 * self.clarity:
-            return True
-        if self.clarity <= 0.5 * clarity:
-            self.portraits.clear()
-        elif self.unlike(portrait) > _UNLIKE:
+        self.unsure = 0 if is_clear and self.is_clear else self.unsure + 1
+        if self.unlike(portrait) > _UNLIKE and not 0 < self.unsure <= _PATIENCE:
             return False
-        self.add(portrait, clarity, frame)
+        self.add(portrait, is_clear, frame)
         return True
 
     def leap(self, region: Region) -> float:
@@ -158,7 +166,6 @@ class FaceFollower:
         self._faceless = 0
         self._is_new_shot = True
         self._identities = 0
-        self._blinded_until = 0
 
     def __call__(self, image: Image, time: float | None = None) -> list[Seen]:
         """The faces in the next frame, none twice. It is shown from `time` on; without it, 25 frames make a second."""
@@ -195,14 +202,8 @@ class FaceFollower:
         new = self._new(image)
         if new >= _CUT:
             self._forget()
-        elif self._new.is_flash:
-            self._put_off_judgement()
-        found: list[_Look] = []
-        for face in self._followed:
-            mesh, score = self._nets.mesh(image, face.region)
-            if score >= self._presence and np.isfinite(mesh).all():
-                found.append(_Look(face, mesh, _box(mesh), _region(mesh)))
-        if new >= _DOUBT and not self._new.is_flash:
+        found = [look for look in (self._look(image, face) for face in self._followed) if look]
+        if new >= _DOUBT or self._new.is_flash:
             same = [look for look in found if not self._has_changed(image, look)]
             if found and not same:
                 self._forget()
@@ -214,19 +215,33 @@ class FaceFollower:
         self._followed = [look.face for look in found]
         return found
 
-    def _put_off_judgement(self) -> None:
-        """In a flash none can be told from another: for a few frames a face need not look as it did before."""
-        assert self._last is not None
-        for face in self._followed:
-            if not face.in_doubt:
-                face.add(looks(self._last, face.region), face.clarity, self._frame)
-            face.in_doubt = True
-        self._blinded_until = self._frame + _BLINDED
+    def _look(self, image: Image, face: _Followed) -> _Look | None:
+        """Where a face is now, if anywhere: nearby, or where it went when it or the camera was pushed."""
+        region = face.region
+        for _ in range(2):
+            mesh, score = self._nets.mesh(image, region)
+            if score < self._presence or not np.isfinite(mesh).all():
+                return None
+            region = _region(mesh)
+            if face.leap(region) < _PUSHED:
+                break
+        return _Look(face, mesh, _box(mesh), region)
 
     def _has_changed(self, image: Image, look: _Look) -> bool:
-        """Whether somebody else is where a face was in the last frame."""
+        """Whether somebody else is where a face was in the last frame; in a flash that blinds, it is left open."""
         assert self._last is not None
-        return apart(looks(self._last, look.face.region), looks(image, look.region)) > _CHANGED
+        face, before = look.face, looks(self._last, look.face.region)
+        if self._new.is_flash and not self._can_be_compared(image, look):
+            if not face.in_doubt:
+                face.add(before, is_clear(self._last, face.region), self._frame)
+                face.in_doubt, face.doubted = True, self._frame
+            return False
+        limit = _CHANGED + 1.5 * abs(glare(image, look.region) - glare(self._last, face.region))
+        return apart(before, looks(image, look.region)) > min(limit, _UNLIKE)
+
+    def _can_be_compared(self, image: Image, look: _Look) -> bool:
+        assert self._last is not None
+        return is_clear(self._last, look.face.region, _BLACK) and is_clear(image, look.region, _BLACK)
 
     def _forget(self) -> None:
         self._followed, self._gone, self._faceless, self._is_new_shot = [], [], 0, True
@@ -245,16 +260,14 @@ class FaceFollower:
             return look.face.unlike(portrait) < min(rivals, _UNLIKE)
         if any(_is_beside(look.region, face.region) for face in others):
             return True  # a portrait would show them both
-        return look.face.is_confirmed(portrait, _clarity(image, look.region, look.box), self._frame)
+        return look.face.is_confirmed(portrait, is_clear(image, look.region), self._frame)
 
     def _is_still_possible(self, image: Image, look: _Look) -> bool:
-        """Of a face in doubt, which ends when it is recognised: it must be once the light is good, and before long."""
-        if self._frame < self._blinded_until:
-            return True
-        face, clarity = look.face, _clarity(image, look.region, look.box)
-        is_dark = clarity < 0.8 * face.clarity and self._frame - face.portrayed < self._detect_every
-        face.in_doubt = face.unlike(looks(image, look.region)) > (_ALIKE if is_dark else _UNLIKE)
-        return is_dark or not face.in_doubt
+        """Of a face in doubt, which ends when it is recognised: it must be soon, and sooner where the light is good."""
+        face, can_tell = look.face, is_clear(image, look.region)
+        face.in_doubt = face.unlike(looks(image, look.region)) > (_UNLIKE if can_tell else _ALIKE)
+        patience = self._detect_every if is_faded(image, look.region) else _BLINDED
+        return not face.in_doubt or self._frame - face.doubted < patience
 
     def _without_doubles(self, image: Image, found: list[_Look]) -> list[_Look]:
         """Where one person hides another, both meshes end on the one in front: it stays with whom it belongs to."""
@@ -289,15 +302,12 @@ class FaceFollower:
         if presence < self._presence or not np.isfinite(mesh).all() or _known(_box(mesh), seen):
             return
         region, portrait = _region(mesh), looks(image, _region(mesh))
-        clarity = _clarity(image, region, _box(mesh))
-        face = self._recognised(region, portrait, clarity, time)
+        face = self._recognised(region, portrait, is_faded(image, region), time)
         if face is None:
             face = _Followed(self._identities, region, _box(mesh), time)
             self._identities += 1
-        if face.in_doubt:
-            face.portrayed = self._frame
-        else:
-            face.add(portrait, clarity, self._frame)
+        if not face.in_doubt:
+            face.add(portrait, is_clear(image, region), self._frame)
         face.move(region, _box(mesh), time)
         face.motion = 0.0, 0.0
         self._followed.append(face)
@@ -307,10 +317,10 @@ class FaceFollower:
         tilted = (replace(region, angle=region.angle + turn) for turn in (-_TILT, _TILT))
         return all(self._nets.mesh(image, look)[1] >= max(self._presence, _MET) for look in tilted)
 
-    def _recognised(self, region: Region, portrait: Floats, clarity: float, time: float) -> _Followed | None:
+    def _recognised(self, region: Region, portrait: Floats, is_faded: bool, time: float) -> _Followed | None:
         """The face that was gone and is here again: of those within reach, the one that looks most like it.
 
-        In poor light, as where a picture fades in, it is for the time being who was last seen at that place.
+        In poor light, as where a picture fades in, it is for a while who was last seen at that place.
         """
         near = [face for face in self._gone if _can_be_reached(face, region, time)]
         face = min(near, key=lambda face: face.unlike(portrait), default=None)
@@ -319,8 +329,11 @@ class FaceFollower:
         crowd = [other for other in self._followed if _is_beside(region, other.region)]
         limit = max(_UNLIKE, *(other.unlike(portrait) for other in crowd)) if crowd else _ALIKE
         is_known = face.unlike(portrait) <= limit
-        if not is_known and (clarity >= 0.5 * face.clarity or face.leap(region) > _JUMP):
+        is_late = face.in_doubt and self._frame - face.doubted >= self._detect_every
+        if not is_known and (is_late or not is_faded or face.leap(region) > _JUMP):
             return None
+        if not face.in_doubt:
+            face.doubted = self._frame
         face.in_doubt = not is_known
         self._gone.remove(face)
         return face
@@ -345,14 +358,6 @@ def _can_be_reached(face: _Followed, region: Region, time: float) -> bool:
     size = max(face.region.side, region.side)
     away = float(np.hypot(region.x - face.region.x, region.y - face.region.y)) / size
     return away < 1 + 3 * (time - face.time) and 0.5 < region.side / face.region.side < 2
-
-
-def _clarity(image: Image, region: Region, box: Floats) -> float:
-    """Contrast of a face; 0 where the picture's edge cuts it off."""
-    height, width = image.shape[:2]
-    margin = _CUT_OFF * (box[2:] - box[:2])
-    inside = (box[:2] > -margin).all() and (box[2:] - margin < (width, height)).all()
-    return contrast(image, region) if inside else 0.0
 
 
 def _box(mesh: Floats) -> Floats:

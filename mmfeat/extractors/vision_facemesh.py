@@ -72,7 +72,7 @@ class FacemeshConfig(Config):
 @register(
     "facemesh",
     FacemeshConfig,
-    version=5,
+    version=6,
     models=lambda config: (*NETS, VOICE) if config.person == "speaking" else NETS,
     hears=lambda config: config.person == "speaking",
 )
