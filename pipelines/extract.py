@@ -135,7 +135,7 @@ def _short(reason: str) -> str:
 def extract_clip(job: Job) -> ClipReport:
     """Runs on a worker. Models are loaded by the first clip that needs them and stay for the worker's
     life."""
-    from mmfeat.clip import FAILED, ClipReport, extract_to_store, fingerprints_of
+    from mmfeat.clip import ClipReport, extract_to_store, fingerprints_of, summary
 
     if job.version != __version__:  # of a worker that came after the run began, which asks all that are there
         raise MissingBackendError(f"mmfeat is {job.version} on the client, but {__version__} on {platform.node()}")
@@ -150,9 +150,10 @@ def extract_clip(job: Job) -> ClipReport:
         for part in job.parts:
             job.store.fail(job.clip, part, own[part], reason)
 
-    for part in job.parts:
-        if reason := job.store.failure(job.clip, part, own[part]):
-            return ClipReport(job.clip.id, FAILED, reason, 0.0, job.parts)  # a worker has died of it
+    own = {part: own[part] for part in job.parts}
+    if not job.store.missing(job.clip, own):  # a worker has done it, or died of it, and its news were lost
+        status, reason, seconds = summary(job.store.read_all(job.clip, own, arrays=False))
+        return ClipReport(job.clip.id, status, reason, seconds, job.parts)
     with watched(job.limits, give_up) as allow:
         allow(believable_length(job.clip.path, job.clip.start, job.clip.end))
         return extract_to_store(job.clip, job.recipe, job.store, job.parts)

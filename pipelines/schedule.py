@@ -4,10 +4,11 @@ itself."""
 from __future__ import annotations
 
 import math
+import pickle
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,8 @@ TOGETHER = 2
 few. It never holds more than these and the window."""
 LOOKS = 5.0
 """Seconds between two looks at how many workers there are: on a cluster they come one by one."""
+TASK_SECONDS, MOST_ITEMS = 1.0, 16
+"""A task is so many items as take about a second: Dask works as long for a short task as for a long one."""
 _WAITS = 0.1
 """Seconds between two looks at whether the user wants to stop."""
 
@@ -65,6 +68,13 @@ class _NotBegun:
     """In place of a result, after `stop` was requested."""
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """In place of a result."""
+
+    error: Exception
+
+
 _stopped: set[str] = set()
 """On a worker: the runs of which it begins nothing more."""
 
@@ -73,9 +83,37 @@ def _stop_here(run: str) -> None:
     _stopped.add(run)
 
 
-def _unless_stopped(run: str, task: Callable[[Item], Result], item: Item) -> Result | _NotBegun:
+def _do(run: str, task: Callable[[Item], Result], items: Sequence[Item]) -> _Done[Result]:
     """Runs on a worker, which alone knows what has begun."""
-    return _NotBegun() if run in _stopped else task(item)
+    results: list[Result | _NotBegun | _Raised] = []
+    began = time.monotonic()
+    for item in items:
+        if run in _stopped:
+            results.append(_NotBegun())
+            continue
+        try:
+            results.append(task(item))
+        except Exception as error:  # noqa: BLE001 - it is the client's to judge
+            results.append(_Raised(_fit_to_travel(error)))
+    return _Done(results, time.monotonic() - began)
+
+
+def _fit_to_travel(error: Exception) -> Exception:
+    """The error, or what it says of itself where it cannot be pickled: that would hold up all that travels with it."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    except Exception:  # noqa: BLE001 - anything may be in it
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+@dataclass(frozen=True)
+class _Done(Generic[Result]):
+    """What a worker says of one task."""
+
+    results: list[Result | _NotBegun | _Raised]
+    """One per item."""
+    seconds: float
 
 
 def run_each(
@@ -89,46 +127,63 @@ def run_each(
 ) -> Iterator[Outcome[Item, Result]]:
     """Run `task` on every item; yield outcomes as they come, so in no particular order.
 
-    When a worker dies, Dask suspects every task that it held. Those that were present at too many deaths are
-    tried again at the end, one at a time with nothing else running, so that only the guilty ones are given
-    up. Where `stop` is requested, items that were not yet begun have no outcome. `resources` are what each task
-    needs of its worker, by Dask's names. `waiting` is told every few seconds how many threads all workers have.
+    Items that take little time are sent several at a time. `task` must see for itself what was done before: when a
+    worker dies, all that it held is begun again elsewhere. Those that were held at too many deaths are tried again at
+    the end, one at a time with nothing else running, so that only the guilty ones are given up. Where `stop` is
+    requested, items that were not yet begun have no outcome. `resources` are what each task needs of its worker, by
+    Dask's names. `waiting` is told every few seconds how many threads all workers have.
 
     Raises SchedulerError where the scheduler goes.
     """
-    from distributed import KilledWorker, as_completed
+    from distributed import as_completed
 
     stop = stop or Stop()
     items = iter(items)
-    running: dict[Future, Item] = {}
+    running: dict[Future, Sequence[Item]] = {}
     suspects: list[Item] = []
+    done, seconds = 0, 0.0
     link = _Link(client, stop, waiting)
-    unless_stopped = partial(_unless_stopped, link.run, task)
+    do = partial(_do, link.run, task)
 
-    def submit(these: list[Item]) -> list[Future]:
+    def submit(tasks: Sequence[Sequence[Item]]) -> list[Future]:
         """In one message to the scheduler, whatever their number."""
         needs = dict(resources) if resources else None
-        started = client.map(unless_stopped, these, key=task.__name__, pure=False, resources=needs)
-        running.update(zip(started, these, strict=True))
+        started = client.map(do, tasks, key=task.__name__, pure=False, resources=needs)
+        running.update(zip(started, tasks, strict=True))
         return started
 
     def submit_next() -> list[Future]:
         """As many as there is room for."""
         together = max(TOGETHER, link.threads // 2)
         room = WINDOW * max(1, link.threads) + together - len(running)
-        return [] if stop.requested or room < together else submit(list(islice(items, room)))
+        if stop.requested or room < together:
+            return []
+        several = max(1, min(MOST_ITEMS, int(TASK_SECONDS * done / max(seconds, 1e-9))))
+        tasks = (tuple(islice(items, several)) for _ in range(room))
+        return submit([some for some in tasks if some])
 
-    def outcomes(batch: list[tuple[Future, Any]]) -> list[Outcome[Item, Result]]:
-        found = [_outcome(future, running.pop(future), KilledWorker, result) for future, result in batch]
-        for future, _ in batch:
+    def outcomes(batch: list[tuple[Future, Any]]) -> Iterator[Outcome[Item, Result]]:
+        nonlocal done, seconds
+        for future, result in batch:
+            some = running.pop(future)
+            if future.status == "finished":
+                done, seconds = done + len(some), seconds + result.seconds
+                for item, found in zip(some, result.results, strict=True):
+                    if isinstance(found, _Raised):
+                        yield Outcome(item, error=found.error)
+                    elif not isinstance(found, _NotBegun):
+                        yield Outcome(item, result=found)
+            elif len(some) > 1:
+                suspects.extend(some)
+            else:
+                yield _failure(future, some[0])
             future.release()
-        return [outcome for outcome in found if not isinstance(outcome.result, _NotBegun)]
 
     link.look()
     # Results come along with the news that they are there; asking for each costs a millisecond.
     completed = as_completed(submit_next(), with_results=True, raise_errors=False)
     for batch in link.arrivals(completed):
-        found = outcomes(batch)
+        found = list(outcomes(batch))
         completed.update(submit_next())
         suspects += [outcome.item for outcome in found if outcome.crashed]
         yield from (outcome for outcome in found if not outcome.crashed)
@@ -136,7 +191,7 @@ def run_each(
     for item in suspects:
         if stop.requested:
             return
-        for batch in link.arrivals(as_completed(submit([item]), with_results=True, raise_errors=False)):
+        for batch in link.arrivals(as_completed(submit([[item]]), with_results=True, raise_errors=False)):
             yield from outcomes(batch)
 
 
@@ -176,13 +231,13 @@ class _Link:
             self._client.run(_stop_here, self.run, on_error="ignore")
 
 
-def _outcome(future: Future, item: Any, killed: type[BaseException], result: Any) -> Outcome[Any, Any]:
-    """What became of a future that is done; `result` means nothing where it failed."""
-    if future.status == "finished":
-        return Outcome(item, result=result)
+def _failure(future: Future, item: Any) -> Outcome[Any, Any]:
+    """What became of a task of one item that has no result."""
+    from distributed import KilledWorker
+
     error = future.exception()
-    if isinstance(error, killed):
-        return Outcome(item, crashed=Crashed(error.allowed_failures + 1))  # type: ignore[attr-defined]
+    if isinstance(error, KilledWorker):
+        return Outcome(item, crashed=Crashed(error.allowed_failures + 1))
     return Outcome(item, error=error)
 
 
