@@ -3,7 +3,7 @@
     python -m tests.benchmarks.scale overhead      # CPU per clip of submission, shards, bookkeeping, journal
     python -m tests.benchmarks.scale speedup       # two workers against one, real models
     python -m tests.benchmarks.scale busy          # 64 workers of sleeping clips
-    python -m tests.benchmarks.scale memory        # client, packer and report with 1 000 and 100 000 clips
+    python -m tests.benchmarks.scale memory        # client, packer, all of it with 1 000 and 100 000 clips
     python -m tests.benchmarks.scale resume        # 100 000 finished clips
     python -m tests.benchmarks.scale packing       # against plain sequential writing
     python -m tests.benchmarks.scale realtime      # footage per second of one core, real models
@@ -41,6 +41,7 @@ from mmfeat.shards import Shard, Store
 from mmfeat.track import Word
 from pipelines import run_report, schedule
 from pipelines.extract import Job, extract_corpus, jobs
+from pipelines.features import make_features
 from pipelines.journal import Journal, who
 from pipelines.limits import watched
 from tests.benchmarks.tiny import write_recipe
@@ -257,7 +258,7 @@ def memory(folder: Path, recipe: Recipe, clips: tuple[int, ...] = (1000, 100_000
         fill(Store(root / "work"), corpus, recipe, TINY)
         _tell(root / "work", corpus, recipe)
         del corpus
-        for what in ("client", "packer", "report"):
+        for what in ("client", "packer", "whole"):
             arguments = [f"_{what}", "--folder", str(root), "--clips", str(count), "--tasks", str(tasks)]
             subprocess.run([sys.executable, "-m", "tests.benchmarks.scale", *arguments], check=True)
 
@@ -296,12 +297,12 @@ def _packer(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
         pack(corpora.load(folder / "corpus"), recipe, Store(folder / "work"), folder / "features.h5")
 
 
-def _report(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
-    """The page about the packed file, without pictures: they cost another process the same, however many clips."""
+def _whole(folder: Path, recipe: Recipe, clips: int, tasks: int) -> None:
+    """`mmfeat extract` where every clip is done: what is left, packing, and the page, in one process. Without pictures:
+    they cost another process the same, however many clips."""
     run_report.SAMPLE = 0
-    with peak(f"report, {clips} clips"):
-        corpus = corpora.load(folder / "corpus")
-        run_report.write_report(corpus, recipe, folder / "features.h5", folder / "work", folder / "report.html")
+    with peak(f"whole command, {clips} clips"):
+        make_features(corpora.load(folder / "corpus"), recipe, folder / "features.h5", workdir=folder / "work")
 
 
 def _tell(workdir: Path, corpus: Corpus, recipe: Recipe) -> None:
@@ -405,7 +406,7 @@ PARTS = {part.__name__: part for part in (overhead, speedup, busy, memory, resum
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*PARTS, "_client", "_packer", "_report"], metavar="|".join(PARTS))
+    parser.add_argument("part", choices=[*PARTS, "_client", "_packer", "_whole"], metavar="|".join(PARTS))
     parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
     parser.add_argument("--clips", type=int)
     parser.add_argument("--tasks", type=int)
