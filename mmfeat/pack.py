@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -259,19 +259,25 @@ def _mapping(workers: int) -> Iterator[Each]:
     )
 
     def each(compute: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        running: deque[Future[Any]] = deque()
-        try:
-            for item in items:
-                with interrupts_held_back():  # from the processes that this may start; Ctrl-C is this one's to answer
-                    running.append(pool.submit(compute, item))
-                if len(running) > 2 * workers:  # what waits is memory
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                "a process that packed was killed, perhaps for want of memory: the same command packs again"
-            ) from None
+        """Where one of the processes is killed, this one does the rest: nothing is lost but time."""
+
+        def finished(item: Any, future: Future[Any] | None) -> Any:
+            with suppress(BrokenProcessPool):
+                if future:
+                    return future.result()
+            return compute(item)
+
+        running: deque[tuple[Any, Future[Any] | None]] = deque()
+        for item in items:
+            future = None
+            # Those that this may start must not see Ctrl-C; it is this process's to answer.
+            with suppress(BrokenProcessPool), interrupts_held_back():
+                future = pool.submit(compute, item)
+            running.append((item, future))
+            if len(running) > 2 * workers:  # what waits is memory
+                yield finished(*running.popleft())
+        while running:
+            yield finished(*running.popleft())
 
     try:
         yield each
