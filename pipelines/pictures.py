@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmfeat.dask_client import interrupts_held_back
 from mmfeat.media import MediaError, open_media
 from mmfeat.recipe import Recipe
 from pipelines.exits import expected, message
@@ -72,7 +73,8 @@ def _by_one_process(
     spawn = multiprocessing.get_context("spawn")  # Dask's threads would not survive a fork
     ours, theirs = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_draw_all, args=(theirs, clips, recipe, log, limits), daemon=True)
-    process.start()
+    with interrupts_held_back():  # from the new process; Ctrl-C is for this one, which then ends that
+        process.start()
     theirs.close()
     made: list[Picture] = []
     try:
@@ -102,7 +104,6 @@ def _draw_all(
     line: Connection, clips: Sequence[tuple[Clip, float]], recipe: Recipe, log: Path | None, limits: Limits
 ) -> None:
     """In the new process: sends one (picture, whether the process goes on) for each clip."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which ends this process
     if log:
         file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         os.dup2(file, sys.stderr.fileno())

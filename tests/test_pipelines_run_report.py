@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,8 @@ class Misbehaving:
         match self.clip_id:
             case "crash":
                 os.abort()
+            case "ctrl-c":
+                os.kill(os.getpid(), signal.SIGINT)  # a terminal sends it to all processes; the client answers
             case "hang":
                 time.sleep(60)
             case "eat":
@@ -194,11 +197,11 @@ class Misbehaving:
 
 
 def test_what_a_clip_does_to_who_opens_it_costs_its_picture_only(tmp_path):
-    names = ["a", "crash", "b", "hang", "raise", "c", "eat", "d"]
+    names = ["a", "crash", "b", "ctrl-c", "hang", "raise", "c", "eat", "d"]
     clips = [(Misbehaving(name), 1.0) for name in names]
     limits = Limits(seconds=4.0, factor=0.0, memory=2**29)
     made = dict(zip(names, pictures(clips, load_recipe("default"), tmp_path / "log", limits), strict=True))
-    assert {name for name, picture in made.items() if not picture.why} == {"a", "b", "c", "d"}
+    assert {name for name, picture in made.items() if not picture.why} == {"a", "b", "ctrl-c", "c", "d"}
     assert "decoding it crashed: Aborted" in made["crash"].why
     assert made["hang"].why == "took longer than 4 s" and "memory" in made["eat"].why
     assert "v/1.mp4: denied" in made["raise"].why and "v/1.mp4: denied" in figure(made["raise"])
