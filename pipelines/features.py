@@ -6,15 +6,15 @@ import hashlib
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfeat.dask_client import default_workers
 from mmfeat.pack import PackReport, pack
-from mmfeat.shards import Store
+from mmfeat.shards import ShardError, Store
 from pipelines.commands.check import show_problems
-from pipelines.exits import Exit, UsageError
+from pipelines.exits import Exit, UsageError, message
 from pipelines.extract import Extraction, extract_corpus
 from pipelines.journal import Journal, who
 from pipelines.limits import DEFAULT, Limits
@@ -62,14 +62,33 @@ def make_features(
 ) -> Exit:
     """Extract what is missing, pack it into `out`, and print what happened.
 
-    With `stages`, packing is skipped where it would write what is there.
+    With `stages`, packing is skipped where it would write what is there. Results that turn out to be damaged are
+    extracted again, once.
     Raises what `extract_corpus` and `pack` raise.
     """
+    workdir = workdir or default_workdir(out)
+    try:
+        return _make_features(corpus, recipe, out, workdir, aligned, options, stages)
+    except ShardError as error:
+        if not options.log_json:
+            print(f"{message(error)}. That is done now.", file=sys.stderr)
+        once = replace(options, retry_failed=False)
+        return _make_features(corpus, recipe, out, workdir, aligned, once, stages)
+
+
+def _make_features(
+    corpus: Corpus,
+    recipe: Recipe,
+    out: Path,
+    workdir: Path,
+    aligned: bool,
+    options: Options,
+    stages: Stages | None,
+) -> Exit:
     if aligned and recipe.words is None:
         raise UsageError(f"recipe {recipe.name!r} has no `words` section, so nothing can be aligned to words")
     if aligned and recipe.grid_hz:
         raise UsageError("rows are wordpieces (--aligned) or ticks of a clock (--grid, `grid_hz`): choose one")
-    workdir = workdir or default_workdir(out)
     show_problems(corpus)
     with (
         Journal(workdir, echo=sys.stderr if options.log_json else None) as journal,

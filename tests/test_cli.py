@@ -149,6 +149,12 @@ def test_extract_of_some_broken_files_is_3_and_info_tells_why(tmp_path, capsys):
     assert "1 clip packed" in capsys.readouterr().out
     assert main(arguments) == 3
     assert "2 clips of 3 had been extracted before" in capsys.readouterr().out
+    shards = list((tmp_path / "mmfeat-work").rglob("*.npz"))
+    for shard in shards:
+        shard.write_bytes(shard.read_bytes()[:-200])
+    assert main(arguments) == 3, "what the disk has lost is made again"
+    said = capsys.readouterr()
+    assert f"and {len(shards) - 1} more. That is done now." in said.err and "1 clip packed" in said.out
     with FeatureFile(out) as file:
         statuses = {clip.id: clip for clip in file.clips()}
         assert statuses["v$_$2"].reason.startswith("no file") and statuses["v$_$3"].status == "failed"
