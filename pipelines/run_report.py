@@ -1,4 +1,4 @@
-"""`run_report.html`: what a run did, on one page that needs nothing else, with pictures of a sample of clips.
+"""What a run did, on one page of HTML that needs nothing else, with pictures of a sample of clips.
 
 The numbers come from the feature file and from the work folder's journal; the pictures are made for it by
 `pipelines.pictures`.
