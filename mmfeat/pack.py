@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -252,28 +252,37 @@ def _mapping(workers: int) -> Iterator[Each]:
     if workers < 2:
         yield map
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),  # a copy of this process would have its locks, but not their holders
         initializer=_depend_on_parent,
     )
+    broken = False
 
     def each(compute: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Where one of the processes is killed, this one does the rest: nothing is lost but time."""
 
+        def started(item: Any) -> Future[Any] | None:
+            nonlocal broken
+            try:
+                with interrupts_held_back():  # from processes that this may start: Ctrl-C is this one's to answer
+                    return pool.submit(compute, item)
+            except BrokenProcessPool:
+                broken = True
+                return None
+
         def finished(item: Any, future: Future[Any] | None) -> Any:
-            with suppress(BrokenProcessPool):
-                if future:
-                    return future.result()
-            return compute(item)
+            nonlocal broken
+            try:
+                return future.result() if future else compute(item)
+            except BrokenProcessPool:
+                broken = True
+                return compute(item)
 
         running: deque[tuple[Any, Future[Any] | None]] = deque()
         for item in items:
-            future = None
-            # Those that this may start must not see Ctrl-C; it is this process's to answer.
-            with suppress(BrokenProcessPool), interrupts_held_back():
-                future = pool.submit(compute, item)
-            running.append((item, future))
+            running.append((item, started(item)))
             if len(running) > 2 * workers:  # what waits is memory
                 yield finished(*running.popleft())
         while running:
@@ -282,6 +291,9 @@ def _mapping(workers: int) -> Iterator[Each]:
     try:
         yield each
     finally:
+        if broken:  # one that was started at that moment would wait for a lock that the killed one held
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()
         pool.shutdown(cancel_futures=True)
 
 
