@@ -122,10 +122,13 @@ def extract_to_store(clip: Clip, recipe: Recipe, store: Store, parts: Iterable[s
     for _ in range(READS):
         places = store.places(clip, fingerprints)
         shards, timings = _extract(clip, recipe, parts, _heard_before(clip, store))
-        if (now := store.places(clip, fingerprints)) == places:
+        now = store.places(clip, fingerprints)
+        changed = {part for part in shards if now[part] != places[part]}
+        if not changed:
             break
         places = now
-        shards = {part: Shard(FAILED, f"its file changed while it was read, {READS} times") for part in shards}
+        reason = f"its file changed while it was read, {READS} times (--retry-failed reads it again)"
+        shards |= {part: Shard(FAILED, reason) for part in changed}
     began = time.perf_counter()
     for part, shard in shards.items():
         if shard.status == FAILED:

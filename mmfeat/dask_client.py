@@ -130,7 +130,7 @@ def remote(address: str) -> Iterator[Client]:
 
 
 def no_workers(address: str) -> str:
-    return f"the scheduler at {address} has no workers; start some: dask worker {address}"
+    return f"the scheduler at {address} has no workers; start some: dask worker {address} --nthreads 1"
 
 
 def silence() -> None:

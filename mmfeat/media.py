@@ -197,7 +197,11 @@ class Media:
             stream = self._video if is_video else self._audio
             time = self._time(frame, shown if is_video else self._sound.seconds)
             if time - max(shown, self.seconds) > LEAP:
-                self.damage = self.damage or f"{stream.type} leaps from {max(shown, self.seconds):.1f} to {time:.1f} s"
+                if limit is None or time < limit:
+                    leap = f"{stream.type} leaps from {max(shown, self.seconds):.1f} to {time:.1f} s"
+                    self.damage = self.damage or leap
+                else:  # a pause, perhaps, of which the clip has nothing
+                    done[stream.index] = True
                 continue
             if limit is not None and time >= limit:
                 done[stream.index] = True

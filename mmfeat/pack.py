@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -234,9 +235,8 @@ def _fill(
     for block, found in zip(todo, each(fill, todo), strict=True):
         columns[block.split].add(found)
         truncated.update(found.truncated)
-        if block.split == "train":
-            for modality, seen in found.moments.items():
-                moments[modality].merge(seen)
+        for modality, seen in found.moments.items():
+            moments[modality].merge(seen)
         done += len(block.clips)
         report(done, len(clips))
     for column in columns.values():
@@ -252,7 +252,7 @@ def _mapping(workers: int) -> Iterator[Each]:
     if workers < 2:
         yield map
         return
-    others = set(multiprocessing.active_children())
+    ours = set[BaseProcess]()
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),  # a copy of this process would have its locks, but not their holders
@@ -265,12 +265,15 @@ def _mapping(workers: int) -> Iterator[Each]:
 
         def started(item: Any) -> Future[Any] | None:
             nonlocal broken
+            others = set(multiprocessing.active_children())
             try:
                 with interrupts_held_back():  # from processes that this may start: Ctrl-C is this one's to answer
                     return pool.submit(compute, item)
             except BrokenProcessPool:
                 broken = True
                 return None
+            finally:
+                ours.update(set(multiprocessing.active_children()) - others)
 
         def finished(item: Any, future: Future[Any] | None) -> Any:
             nonlocal broken
@@ -292,7 +295,7 @@ def _mapping(workers: int) -> Iterator[Each]:
         yield each
     finally:
         if broken:  # one that was started at that moment would wait for a lock that the killed one held
-            for child in set(multiprocessing.active_children()) - others:
+            for child in ours:
                 child.kill()
         pool.shutdown(cancel_futures=True)
 

@@ -134,7 +134,7 @@ class Filled:
     words: list[tuple[int, str, float, float, float, int, int]] = field(default_factory=list)
     """See `layout.write_words`."""
     moments: dict[str, Moments] = field(default_factory=lambda: {modality: Moments() for modality in layout.TIMED})
-    """Of the valid steps."""
+    """Of training clips' valid steps."""
     truncated: dict[str, int] = field(default_factory=lambda: dict.fromkeys(layout.TIMED, 0))
     """Modality → clips that were longer than the padded length."""
 
@@ -169,7 +169,8 @@ def fill(block: Block) -> Filled:
         for modality in layout.TIMED:
             kept = values[f"{modality}_lengths"] = _put_track(target, modality, rows)
             filled.truncated[modality] += len(rows[modality]) > kept
-            filled.moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
+            if clip.split == "train":
+                filled.moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
         filled.values.append(values)
         filled.words += [(block.first + row, w.text, w.start, w.end, w.confidence, *w.span) for w in words]
     with block.path.open("r+b") as file:

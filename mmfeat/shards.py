@@ -194,7 +194,7 @@ def _read(place: str, clip: Clip, arrays: bool) -> Shard:
             return Shard("failed", reason)
         raise FileNotFoundError(f"{path} (clip {clip.id}) is not there: extract it first") from None
     except (ValueError, KeyError) as error:
-        Path(path).unlink()
+        Path(path).unlink(missing_ok=True)
         raise ShardError(
             f"{path} (clip {clip.id}) was damaged ({error}) and is removed: the same command extracts it again"
         ) from None

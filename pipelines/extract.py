@@ -11,6 +11,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mmfeat import __version__
 from mmfeat.dask_client import default_workers, no_workers
 from mmfeat.registry import MissingBackendError
-from mmfeat.shards import Store
+from mmfeat.shards import ShardError, Store
 from pipelines.cluster import connect
 from pipelines.limits import DEFAULT, Limits, believable_length, watched
 from pipelines.schedule import Outcome, Stop, run_each
@@ -152,8 +153,9 @@ def extract_clip(job: Job) -> ClipReport:
 
     own = {part: own[part] for part in job.parts}
     if not job.store.missing(job.clip, own):  # a worker has done it, or died of it, and its news were lost
-        status, reason, seconds = summary(job.store.read_all(job.clip, own, arrays=False))
-        return ClipReport(job.clip.id, status, reason, seconds, job.parts)
+        with suppress(ShardError):  # damaged, and removed
+            status, reason, seconds = summary(job.store.read_all(job.clip, own, arrays=False))
+            return ClipReport(job.clip.id, status, reason, seconds, job.parts)
     with watched(job.limits, give_up) as allow:
         allow(believable_length(job.clip.path, job.clip.start, job.clip.end))
         return extract_to_store(job.clip, job.recipe, job.store, job.parts)

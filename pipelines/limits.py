@@ -8,7 +8,6 @@ failure in the store and is done.
 from __future__ import annotations
 
 import faulthandler
-import functools
 import os
 import signal
 import threading
@@ -75,12 +74,12 @@ def watched(limits: Limits, give_up: Callable[[str], None]) -> Iterator[Callable
     Gives a function that is to be told the clip's length once it is known.
     """
     watch = _Watch(limits, give_up)
-    _dog().add(watch)
+    _DOG.add(watch)
     try:
         yield watch.allow
     finally:
         faulthandler.cancel_dump_traceback_later()
-        _dog().remove(watch)
+        _DOG.remove(watch)
 
 
 class _Dog:
@@ -90,11 +89,14 @@ class _Dog:
     def __init__(self) -> None:
         self._watches: list[_Watch] = []
         self._changing = threading.Lock()
-        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+        self._thread: threading.Thread | None = None
 
     def add(self, watch: _Watch) -> None:
         with self._changing:
             self._watches.append(watch)
+            if not self._thread:
+                self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
+                self._thread.start()
 
     def remove(self, watch: _Watch) -> None:
         """Waits for a look that has begun: what is over is not given up."""
@@ -104,16 +106,20 @@ class _Dog:
     def _look(self) -> None:
         while True:
             time.sleep(LOOKS)
-            with self._changing, suppress(OSError):  # what cannot be seen now can be in a moment
+            with self._changing:
                 for watch in self._watches:
-                    if reason := watch.exceeded():
+                    try:
+                        reason = watch.exceeded()
+                    except Exception:  # noqa: BLE001 - what cannot be seen now can be in a moment
+                        reason = ""
+                    if reason:
                         try:
                             watch.give_up(reason)
                         finally:  # with a store that is full too
                             os.kill(os.getpid(), signal.SIGKILL)
 
 
-_dog = functools.cache(_Dog)
+_DOG = _Dog()
 
 
 class _Watch:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 import pickle
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -141,7 +142,7 @@ def run_each(
     items = iter(items)
     running: dict[Future, Sequence[Item]] = {}
     suspects: list[Item] = []
-    done, seconds = 0, 0.0
+    done, seconds = 0.0, 0.0
     link = _Link(client, stop, waiting)
     do = partial(_do, link.run, task)
 
@@ -167,7 +168,7 @@ def run_each(
         for future, result in batch:
             some = running.pop(future)
             if future.status == "finished":
-                done, seconds = done + len(some), seconds + result.seconds
+                done, seconds = done / 2 + len(some), seconds / 2 + result.seconds  # what comes is like the latest
                 for item, found in zip(some, result.results, strict=True):
                     if isinstance(found, _Raised):
                         yield Outcome(item, error=found.error)
@@ -209,6 +210,8 @@ class _Link:
         """What is done, as it comes; in between, the rest is looked after."""
         while not completed.is_empty():
             self.look()
+            if self._stop.requested and not self.threads:
+                return  # nobody is there to finish anything
             if not completed.has_ready():
                 with completed.thread_condition:
                     completed.thread_condition.wait(_WAITS)
@@ -228,6 +231,11 @@ class _Link:
             self._waiting(self.threads)
         if self._stop.requested and not self._told:
             self._told = True
+            # Not waited for: a worker whose library holds the interpreter answers no one.
+            threading.Thread(target=self._tell, daemon=True).start()
+
+    def _tell(self) -> None:
+        with suppress(Exception):  # a run may end meanwhile
             self._client.run(_stop_here, self.run, on_error="ignore")
 
 

@@ -231,6 +231,14 @@ def test_sound_that_begins_late_is_no_leap(tmp_path: Path) -> None:
         assert media.waveform().seconds == pytest.approx(903, abs=0.1)
 
 
+def test_a_pause_behind_the_clip_is_none_of_its_damage(tmp_path: Path) -> None:
+    whole = write_media(tmp_path / "whole.mkv", stripes(125), sound=tone(5.0))
+    path = leap(whole, tmp_path / "leap.mkv", "audio", after=3.0, by=900)
+    with open_media(path, 0.0, 4.0) as media:
+        assert len(list(media.frames())) == 100 and not media.damage
+        assert media.waveform().seconds == pytest.approx(3.0, abs=0.1)
+
+
 def test_an_hour_of_sound_is_in_memory_once(tmp_path: Path) -> None:
     """Here 40 seconds, 7 MB; frames that are collected and joined at the end would be there twice."""
     rate = 44100

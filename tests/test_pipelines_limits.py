@@ -5,16 +5,19 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mmfeat import clip as clips
 from mmfeat.clip import ClipReport
 from mmfeat.shards import Shard, Store
 from pipelines import extract as extraction
+from pipelines import limits
 from pipelines.extract import Job, extract_clip, extract_corpus
 from pipelines.limits import Limits, believable_length, resident_bytes, watched
 from tests.media_files import tone, write_media
@@ -105,3 +108,48 @@ def test_a_length_that_the_file_is_too_small_for_is_not_believed(tmp_path):
     liar = tmp_path / "liar.wav"
     liar.write_bytes(header + b"data\xff\xff\xff\x7f" + bytes(1000))
     assert believable_length(liar, None, None) <= 1044 / 500
+
+
+def test_clips_side_by_side_are_watched_by_one_thread(monkeypatch):
+    """A worker may have several threads, whatever it was told."""
+    monkeypatch.setattr(limits, "_DOG", limits._Dog())
+    before = {thread.ident for thread in threading.enumerate() if thread.name == "watchdog"}
+    barrier, errors = threading.Barrier(8), []
+
+    def work() -> None:
+        barrier.wait()
+        try:
+            for _ in range(50):
+                with watched(Limits(), errors.append):
+                    pass
+        except ValueError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and not limits._DOG._watches
+    dogs = [thread for thread in threading.enumerate() if thread.name == "watchdog" and thread.ident not in before]
+    assert len(dogs) == 1
+
+
+def test_a_look_that_fails_is_not_the_last(monkeypatch):
+    """One moment without memory, and no clip of this worker would be watched any more."""
+    monkeypatch.setattr(limits, "LOOKS", 0.01)
+    monkeypatch.setattr(limits, "_DOG", limits._Dog())
+    killed = threading.Event()
+    monkeypatch.setattr(limits.os, "kill", lambda pid, number: killed.set())
+    failing = [MemoryError(), psutil.Error(), OSError()]
+
+    def resident() -> int:
+        if failing:
+            raise failing.pop()
+        return 2**40
+
+    monkeypatch.setattr(limits, "resident_bytes", resident)
+    verdicts: list[str] = []
+    with watched(Limits(memory=2**30), verdicts.append):
+        assert killed.wait(30)
+    assert "needs more memory" in verdicts[0] and not failing

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from distributed import Client, LocalCluster
 
 from mmfeat import clip as clips
 from mmfeat.dask_client import local
@@ -90,6 +91,35 @@ def test_a_task_is_about_a_second_of_work(task, largest: int) -> None:
         assert sorted(o.result for o in run_each(counted, task, range(count))) == list(range(count))
     assert counted.sizes[0] == 1, "nothing is known yet"
     assert max(counted.sizes) == largest and sum(counted.sizes) == count
+
+
+def slow_later(number: int) -> int:
+    time.sleep(0.06 if number >= 200 else 0)
+    return number
+
+
+def test_slow_ones_after_many_quick_ones_soon_travel_alone(monkeypatch) -> None:
+    monkeypatch.setattr(schedule, "TASK_SECONDS", 0.1)
+    with local(1) as client:
+        counted = CountedClient(client)
+        assert len(list(run_each(counted, slow_later, range(300)))) == 300
+    assert max(counted.sizes) == schedule.MOST_ITEMS and counted.sizes[-2:] == [1, 1]
+
+
+def test_a_run_without_workers_ends_when_the_user_stops(monkeypatch) -> None:
+    monkeypatch.setattr(schedule, "LOOKS", 0.0)
+    stop = schedule.Stop()
+    alone = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**alone) as cluster, Client(cluster) as client:
+
+        def waiting(threads: int) -> None:
+            stop.requested = stop.requested or not threads
+
+        found = []
+        for outcome in run_each(client, slow, range(20), stop=stop, waiting=waiting):
+            found.append(outcome.result)
+            cluster.scale(0)
+    assert 0 < len(found) < 20
 
 
 def test_a_clip_that_a_dead_worker_had_finished_is_not_done_again(tmp_path, monkeypatch) -> None:

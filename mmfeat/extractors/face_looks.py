@@ -18,6 +18,8 @@ _GREY, _GRADIENTS, _COLOUR = 0.8, 1.2, 0.02
 _ROWS, _COLUMNS = np.mgrid[:_SIDE, :_SIDE] // (_SIDE // _CELLS)
 _PIXELS = np.mgrid[:_SIDE, :_SIDE][::-1] + 0.5
 _CELL = ((_ROWS * _CELLS + _COLUMNS) * _ANGLES).ravel()
+_STRANGERS = 1.5
+"""About what two people are `apart`."""
 
 
 def _oval(side: int) -> Floats:
@@ -76,7 +78,8 @@ def glare(image: Image, region: Region) -> float:
 
 
 def apart(one: Floats, other: Floats) -> float:
-    """How different two faces look, of what is seen of both: 0 is the same picture.
+    """How different two faces look, of what is seen of both: 0 is the same picture. Of two halves that have nothing in
+    common nothing is known, and they are taken for strangers.
 
     Another light changes colours far more than it changes the shape that shading and edges show, so that a shape which
     is very much the same speaks for itself.
@@ -84,6 +87,8 @@ def apart(one: Floats, other: Floats) -> float:
     seen = np.isfinite(one) & np.isfinite(other)
     pair = np.where(seen, (one, other), 0)
     fine, coarse = _FINE.ravel() * seen[:_LEVELS], _COARSE.ravel() * seen[_SHAPE::3]
+    if not fine.any():
+        return _STRANGERS
     grey, colours = pair[:, :_LEVELS], pair[:, _SHAPE:].reshape(2, -1, 3)
     grey = (grey - _mean(grey, fine)) * fine
     colours[:, :, 0] = 0.5 * (colours[:, :, 0] - _mean(colours[:, :, 0], seen[_SHAPE::3]))
