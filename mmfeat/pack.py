@@ -258,29 +258,24 @@ def _mapping(workers: int) -> Iterator[Each]:
         multiprocessing.get_context("spawn"),  # a copy of this process would have its locks, but not their holders
         initializer=_depend_on_parent,
     )
-    broken = False
 
     def each(compute: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Where one of the processes is killed, this one does the rest: nothing is lost but time."""
 
         def started(item: Any) -> Future[Any] | None:
-            nonlocal broken
             others = set(multiprocessing.active_children())
             try:
                 with interrupts_held_back():  # from processes that this may start: Ctrl-C is this one's to answer
                     return pool.submit(compute, item)
             except BrokenProcessPool:
-                broken = True
                 return None
             finally:
                 ours.update(set(multiprocessing.active_children()) - others)
 
         def finished(item: Any, future: Future[Any] | None) -> Any:
-            nonlocal broken
             try:
                 return future.result() if future else compute(item)
             except BrokenProcessPool:
-                broken = True
                 return compute(item)
 
         running: deque[tuple[Any, Future[Any] | None]] = deque()
@@ -294,9 +289,10 @@ def _mapping(workers: int) -> Iterator[Each]:
     try:
         yield each
     finally:
-        if broken:  # one that was started at that moment would wait for a lock that the killed one held
-            for child in ours:
-                child.kill()
+        # What they were to do is done, or in vain. Asked to end they might not: one that is killed from outside takes
+        # along the lock behind which the others wait for work.
+        for child in ours:
+            child.kill()
         pool.shutdown(cancel_futures=True)
 
 

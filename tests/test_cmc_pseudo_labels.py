@@ -45,7 +45,7 @@ def test_states_stay_distributions(logits: list[list[float]], base: int) -> None
     labels = PseudoLabels(torch.full((len(logits),), base), 4)
     for _ in range(3):
         labels.update(torch.arange(len(logits)), torch.tensor(logits), 0.5)
-    assert (labels.states >= 0).all()
+    assert (labels.states > -1e-6).all()  # but for rounding
     torch.testing.assert_close(labels.states.sum(1), torch.ones(len(logits)))
 
 
