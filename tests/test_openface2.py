@@ -146,8 +146,15 @@ class TestRun:
     @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
     def test_it_does_not_outlive_its_worker(self, tmp_path: Path, program: Path, end: signal.Signals) -> None:
         path = film(tmp_path / "clip.mp4", WIDTHS["hang"])
+        as_in_a_terminal = (
+            "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
+        )
         worker = subprocess.Popen(
-            [sys.executable, "-c", f"from tests.test_openface2 import *; rows(Path({str(path)!r}))"],
+            [
+                sys.executable,
+                "-c",
+                f"from tests.test_openface2 import *; {as_in_a_terminal}; rows(Path({str(path)!r}))",
+            ],
             cwd=Path(__file__).parents[1],
             env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
             stderr=subprocess.DEVNULL,

@@ -202,7 +202,7 @@ def test_workers_and_at_last_the_scheduler_go_in_the_middle_of_a_run(tmp_path, m
         pytest.raises(SchedulerError, match=f"the scheduler at {address} is gone; the same command continues"),
     ):
         run(corpus, tmp_path / "work", scheduler=address, report=report, journal=journal)
-    assert said[-1] == f"the scheduler at {address} has no workers; start some: dask worker {address}"
+    assert said[-1] == f"the scheduler at {address} has no workers; start some: dask worker {address} --nthreads 1"
     assert '"event": "waiting"' in (tmp_path / "work" / "journal.jsonl").read_text()
     assert reasons(corpus_of_done(corpus, tmp_path / "work"), tmp_path / "work") == {}
     assert "Traceback" not in (output := capfd.readouterr().err) and "distributed" not in output
