@@ -32,8 +32,8 @@ TOGETHER = 2
 few. It never holds more than these and the window."""
 LOOKS = 5.0
 """Seconds between two looks at how many workers there are: on a cluster they come one by one."""
-TASK_SECONDS, MOST_ITEMS = 1.0, 16
-"""A task is so many items as take about a second: Dask works as long for a short task as for a long one."""
+TASK_SECONDS, MOST_ITEMS = 0.25, 16
+"""A task is so many items as take this long: Dask works as long for a short task as for a long one."""
 _WAITS = 0.1
 """Seconds between two looks at whether the user wants to stop."""
 
