@@ -46,7 +46,8 @@ def generate(base: Tensor, probabilities: Tensor) -> Tensor:
     gap_base = (probabilities - y_base).norm(dim=1, keepdim=True)
     gap_reversed = (probabilities - y_reversed).norm(dim=1, keepdim=True)
     total = gap_base + gap_reversed
-    alpha = torch.where(total > 0, (gap_base - gap_reversed) / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+    further = (gap_base - gap_reversed).clamp_min(0.0)  # no label is nearer than the reversed one, but for rounding
+    alpha = torch.where(total > 0, further / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
     return (1.0 - alpha) * y_base + alpha * y_reversed
 
 

@@ -55,7 +55,7 @@ def rows(path: Path, start: float | None = None, end: float | None = None, **set
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    for _ in range(600):
+    for _ in range(100):
         if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
             return
         time.sleep(0.1)
