@@ -149,10 +149,13 @@ def test_extract_of_some_broken_files_is_3_and_info_tells_why(tmp_path, capsys):
     assert "1 clip packed" in capsys.readouterr().out
     assert main(arguments) == 3
     assert "2 clips of 3 had been extracted before" in capsys.readouterr().out
-    shards = list((tmp_path / "mmfeat-work").rglob("*.npz"))
+    shards = [path for part in ("vision", "audio") for path in (tmp_path / "mmfeat-work").glob(f"{part}-*/*/*.npz")]
     for shard in shards:
         shard.write_bytes(shard.read_bytes()[:-200])
-    assert main(arguments) == 3, "what the disk has lost is made again"
+    assert main([*arguments, "--retry-failed"]) == 3, "what the disk has lost is made again"
+    lines = map(json.loads, (tmp_path / "mmfeat-work" / "journal.jsonl").read_text().splitlines())
+    tries = sum(line["event"] == "clip" and line["id"] == "v$_$3" for line in lines)
+    assert tries == 2, "what failed is tried again once"
     said = capsys.readouterr()
     assert f"and {len(shards) - 1} more. That is done now." in said.err and "1 clip packed" in said.out
     with FeatureFile(out) as file:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mmfeat.extractors import face_looks
 from mmfeat.extractors.face_follow import FaceFollower, _Followed
 from mmfeat.extractors.face_looks import looks
 from mmfeat.extractors.face_nets import Detection, Region, _without_greeting, overlap
@@ -164,3 +165,13 @@ def test_only_the_greeting_of_the_runtime_is_kept_back(capfd: pytest.CaptureFixt
     with _without_greeting():
         os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: a broken model\n")
     assert capfd.readouterr().err == "ERROR: a broken model\n"
+
+
+def test_halves_with_nothing_in_common_are_strangers():
+    """Nothing is known of them; 0 would say that they are the same picture."""
+    face = np.random.default_rng(0).random(face_looks._SHAPE + 3 * face_looks._COLOURS**2, np.float32)
+    left, right = face.copy(), face.copy()
+    half = np.arange(face.size) % 2 == 0
+    left[half], right[~half] = np.nan, np.nan
+    assert face_looks.apart(face, face) == 0 == face_looks.apart(face, left)
+    assert face_looks.apart(left, right) > 1

@@ -27,6 +27,11 @@ class UnpicklableError(Exception):
         super().__init__(lambda: None)
 
 
+class DemandingError(Exception):
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(what)
+
+
 def quick(item: tuple[Path, int]) -> str:
     """Remembers what is done, as shards do; leaves a line for every time that it does something."""
     folder, number = item
@@ -41,6 +46,8 @@ def quick(item: tuple[Path, int]) -> str:
                 raise ValueError("a thing that nobody thought of")
             case 90:
                 raise UnpicklableError
+            case 95:
+                raise DemandingError("it says", "that it cannot be made anew")
         (folder / f"{number}").touch()
     return f"did {number}"
 
@@ -55,9 +62,10 @@ def test_one_of_many_that_crashes_or_raises_costs_itself(tmp_path: Path) -> None
     assert str(found[70].crashed) == "crashed the worker process 3 times" and found[70].result is None
     assert str(found[80].error) == "a thing that nobody thought of" and isinstance(found[80].error, ValueError)
     assert str(found[90].error).startswith("UnpicklableError: <function")
-    assert all(found[k].result == f"did {k}" for k in found if k not in (70, 80, 90))
+    assert str(found[95].error) == "DemandingError: it says"
+    assert all(found[k].result == f"did {k}" for k in found if k not in (70, 80, 90, 95))
     begun = Counter(int(line.split()[0]) for line in (tmp_path / "begun.log").read_text().splitlines())
-    assert all(begun[k] == 1 for k in range(100) if k not in (70, 80, 90)), "neighbours are done exactly once"
+    assert all(begun[k] == 1 for k in range(100) if k not in (70, 80, 90, 95)), "neighbours are done exactly once"
 
 
 class CountedClient:
