@@ -16,6 +16,7 @@ from typing import Any, Self
 import av
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from mmfeat.track import Floats, Frame, Waveform
 
@@ -78,6 +79,7 @@ class Media:
         self._limit = None if end is None else end - self._start
         self._open()
         self._sound = _Sound()
+        self._to_rgb = VideoReformatter()
         self._decoder = self._decode()
         self.video_seconds = 0.0
 
@@ -310,7 +312,8 @@ class Media:
         return float(frame.pts * Fraction(frame.time_base)) - self._origin
 
     def _frame(self, time: float, frame: Any, end: float) -> Frame:
-        image = frame.to_ndarray(format="rgb24")
+        # One for all frames, in this thread: PyAV would start as many new threads for every frame as there are cores.
+        image = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
         if turns := round(frame.rotation / 90) % 4:
             image = np.rot90(image, turns)
         self.video_seconds = end

@@ -323,7 +323,7 @@ def _copy(frames: Iterable[Frame], path: Path) -> Spans:
                 stream.height, stream.width = frame.image.shape[:2]
                 stream.pix_fmt, stream.thread_count = "rgb24", 1
             picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
-            picture = picture.reformat(stream.width, stream.height)
+            picture = picture.reformat(stream.width, stream.height, threads=1)
             picture.pts, picture.time_base = len(spans), step
             container.mux(stream.encode(picture))
             spans.append((frame.start, frame.end))
