@@ -42,6 +42,8 @@ SETTINGS = {
     "distributed.worker.memory.pause": False,
     # Nobody looks at the stacks that Dask samples a hundred times a second; a millisecond of CPU per clip.
     "distributed.worker.profile.enabled": False,
+    # Nor do they need to know fifty times a second whether an event loop is late.
+    "distributed.admin.tick.interval": "1s",
 }
 
 CONNECT_SECONDS = 10
