@@ -1,7 +1,7 @@
-"""What the machinery around the models costs, with few clips and with very many. Each part prints ratios from one run.
+"""What the machinery around the models costs, with few clips and with very many. Each part prints ratios from one run;
+`speedup.py` beside this has two workers against one.
 
     python -m tests.benchmarks.scale overhead      # CPU per clip of submission, shards, bookkeeping, journal
-    python -m tests.benchmarks.scale speedup       # two workers against one, real models
     python -m tests.benchmarks.scale busy          # 64 workers of sleeping clips
     python -m tests.benchmarks.scale memory        # client, packer, all of it with 1 000 and 100 000 clips
     python -m tests.benchmarks.scale resume        # 100 000 finished clips
@@ -172,48 +172,6 @@ def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
     own, kernel = 1000 * ((after - before) / (last - first) - (making, 0.0))
     print(f"machinery: {own + kernel:.2f} ms of CPU per clip of {len(made)} shards ({run.done} clips),", end=" ")
     print(f"{kernel:.2f} of them in the kernel")
-
-
-_BURN = """
-import time
-import numpy as np
-values, end, turns = np.random.rand(2000), time.monotonic() + 4, 0
-while time.monotonic() < end:
-    for _ in range(50):
-        np.sin(values).sum()
-    turns += 1
-print(turns)
-"""
-
-
-def speedup(folder: Path, recipe: Recipe, clips: int = 60) -> None:
-    """Clips per second of the default recipe with two workers and with one, once models are loaded; beside it what two
-    processes that share nothing give on this machine at the same time."""
-    from mmfeat.demo.corpus import make_demo
-
-    make_demo(folder / "corpus", clips)
-    rates = {}
-    for workers in (1, 2):
-        ends: list[float] = []
-
-        def report(done: int, total: int, note: str = "", ends: list[float] = ends) -> None:
-            ends.append(time.monotonic())
-
-        extract_corpus(
-            corpora.load(folder / "corpus"),
-            load_recipe("default"),
-            folder / f"{workers}",
-            workers=workers,
-            report=report,
-        )
-        first, last = clips // 4, clips - 1  # models are loaded with the first; at the last, one worker may be idle
-        rates[workers] = (last - first) / (ends[last] - ends[first])
-    burnt = {}
-    for count in (1, 2):
-        started = [subprocess.Popen([sys.executable, "-c", _BURN], stdout=subprocess.PIPE) for _ in range(count)]
-        burnt[count] = sum(int(process.communicate()[0]) for process in started)
-    print(f"two workers: {rates[2] / rates[1]:.2f} times one ({rates[1]:.2f} and {rates[2]:.2f} clips/s);", end=" ")
-    print(f"two processes that only compute: {burnt[2] / burnt[1]:.2f} times one")
 
 
 def busy(folder: Path, recipe: Recipe, clips: int = 1500, workers: int = 64) -> None:
@@ -401,7 +359,7 @@ def table(folder: Path, recipe: Recipe, rows: int = 10**6) -> None:
         corpora.load(folder)
 
 
-PARTS = {part.__name__: part for part in (overhead, speedup, busy, memory, resume, packing, realtime, table)}
+PARTS = {part.__name__: part for part in (overhead, busy, memory, resume, packing, realtime, table)}
 
 
 def main() -> None:
