@@ -6,7 +6,6 @@ write them without it. So blocks need nothing of each other, and several process
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from mmfeat import layout
 from mmfeat.clip import FAILED, features, summary
 from mmfeat.corpus import Clip
+from mmfeat.direct import Place, Writer
 from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
 from mmfeat.recipe import Recipe
@@ -28,8 +28,11 @@ from mmfeat.track import Word
 
 _CLASS_COLUMNS = {"label": "classification_labels"} | {f"label_{key[-1]}": key for key in layout.CLASSES.values()}
 
-_BYTES = 16 * 2**20
-"""Of a block's rows."""
+_BYTES = 8 * 2**20
+"""Of rows that are written at a time, while the next ones are made."""
+
+_BLOCK = 8
+"""Times as many are a block."""
 
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -92,22 +95,6 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the rows of one array go."""
-
-    offset: int
-    """Of the first one, in bytes of the file."""
-    shape: tuple[int, ...]
-    """Of one."""
-    dtype: np.dtype[Any]
-
-    @property
-    def size(self) -> int:
-        """Bytes of a row."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
 class Block:
     """Clips of one split that follow each other in the file."""
 
@@ -148,10 +135,15 @@ def blocks(
         for key, dataset in group.items()
         if dataset.ndim > 1 and dataset.size
     }
-    held = max(1, _BYTES // sum(place.size for place in places.values()))
+    held = _BLOCK * _together(places)
     for first, end in pairwise([*range(0, len(clips), held), len(clips)]):
-        theirs = {key: replace(place, offset=place.offset + first * place.size) for key, place in places.items()}
+        theirs = {key: place.after(first) for key, place in places.items()}
         yield Block(path, theirs, clips[first:end], first, class_names, reader)
+
+
+def _together(places: Mapping[str, Place]) -> int:
+    """Clips that are written at a time."""
+    return max(1, _BYTES // sum(place.size for place in places.values()))
 
 
 def fill(block: Block) -> Filled:
@@ -159,25 +151,30 @@ def fill(block: Block) -> Filled:
 
     Raises FileNotFoundError where a shard is not there, ShardError where it is damaged, and OSError for a full disk.
     """
-    arrays = {key: np.empty((len(block.clips), *place.shape), place.dtype) for key, place in block.places.items()}
-    filled = Filled()
-    for row, clip in enumerate(block.clips):
-        rows, words, said = block.reader.rows(clip)
-        target = {key: array[row] for key, array in arrays.items()}
-        values = _labels(replace(clip, text=said), block.class_names)
-        values["text_lengths"] = _put_text(target, rows)
-        for modality in layout.TIMED:
-            kept = values[f"{modality}_lengths"] = _put_track(target, modality, rows)
-            filled.truncated[modality] += len(rows[modality]) > kept
-            if clip.split == "train":
-                filled.moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
-        filled.values.append(values)
-        filled.words += [(block.first + row, w.text, w.start, w.end, w.confidence, *w.span) for w in words]
-    with block.path.open("r+b") as file:
-        for key, array in arrays.items():
-            file.seek(block.places[key].offset)
-            file.write(array.data)
+    filled, together = Filled(), _together(block.places)
+    with Writer(block.path) as file:
+        for first in range(0, len(block.clips), together):
+            clips = block.clips[first : first + together]
+            places = {key: place.after(first) for key, place in block.places.items()}
+            arrays = file.arrays(places, len(clips))
+            for row, clip in enumerate(clips):
+                target = {key: array[row] for key, array in arrays.items()}
+                _fill_row(target, clip, block.first + first + row, block, filled)
+            file.write()
     return filled
+
+
+def _fill_row(target: Mapping[str, NDArray], clip: Clip, number: int, block: Block, filled: Filled) -> None:
+    rows, words, said = block.reader.rows(clip)
+    values = _labels(replace(clip, text=said), block.class_names)
+    values["text_lengths"] = _put_text(target, rows)
+    for modality in layout.TIMED:
+        kept = values[f"{modality}_lengths"] = _put_track(target, modality, rows)
+        filled.truncated[modality] += len(rows[modality]) > kept
+        if clip.split == "train":
+            filled.moments[modality].add(rows[modality][:kept][rows[f"{modality}_mask"][:kept]])
+    filled.values.append(values)
+    filled.words += [(number, w.text, w.start, w.end, w.confidence, *w.span) for w in words]
 
 
 def _labels(clip: Clip, class_names: Sequence[str]) -> dict[str, Any]:

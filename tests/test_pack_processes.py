@@ -35,6 +35,7 @@ def test_processes_write_the_same_file(tmp_path: Path, recipe: Recipe, monkeypat
     monkeypatch.setattr(pack_module, "_CLIPS", 1)
     monkeypatch.setattr(pack_module, "_TOGETHER", 2)
     monkeypatch.setattr(pack_block, "_BYTES", 1)
+    monkeypatch.setattr(pack_block, "_BLOCK", 1)
     store, corpus = many(tmp_path)
     files = []
     for workers in (1, 2):
@@ -121,6 +122,7 @@ def test_processes_die_with_the_one_that_started_them(tmp_path: Path) -> None:
 def test_a_killed_process_costs_time_only(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack_module, "_CLIPS", 1)
     monkeypatch.setattr(pack_block, "_BYTES", 1)
+    monkeypatch.setattr(pack_block, "_BLOCK", 1)
     store, corpus = many(tmp_path)
     killed = []
 

@@ -205,14 +205,15 @@ class TestPack:
         np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-5)
         np.testing.assert_allclose(std, rows.std(0), rtol=1e-5)
 
-    @pytest.mark.parametrize("block", [1, 1000])
+    @pytest.mark.parametrize(("size", "block"), [(1, 1), (1, 4), (1000, 1), (1000, 2)])
     def test_blocks_of_any_size_give_the_same_file(
-        self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, block: int
+        self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, size: int, block: int
     ) -> None:
-        """One clip a block, and blocks that the number of clips is no multiple of."""
+        """One clip at a time, and sizes that the number of clips is no multiple of."""
         store, corpus = many(tmp_path)
         whole = pack(corpus, recipe, store, tmp_path / "whole.h5").path
-        monkeypatch.setattr(pack_block, "_BYTES", block)
+        monkeypatch.setattr(pack_block, "_BYTES", size)
+        monkeypatch.setattr(pack_block, "_BLOCK", block)
         monkeypatch.setattr(pack_module, "_WORDS_HELD", 3)
         parts = pack(corpus, recipe, store, tmp_path / "parts.h5").path
         with FeatureFile(whole) as one, FeatureFile(parts) as other:
