@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,12 +71,11 @@ def _written_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 def read(path: str | Path) -> dict[str, NDArray[Any]]:
     """All arrays, not writable. Raises FileNotFoundError, and ValueError where the file is damaged."""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path would cost as much as the read
-        content = memoryview(file.read())
+        content = file.read()
     arrays, place = {}, 0
-    while content[place : place + 4] == b"PK\3\4":
-        name, array, place = _member(content, place)
-        arrays[name] = array
-    directory = bytes(content[place:])
+    while content.startswith(b"PK\3\4", place):
+        name, arrays[name], place = _member(content, place)
+    directory = content[place:]
     if directory[:4] != b"PK\1\2":
         raise ValueError("it breaks off")
     if any(f"{name}.npy".encode() not in directory for name in arrays):
@@ -88,14 +88,14 @@ def first(path: str | Path) -> NDArray[Any]:
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
         content = file.read(_FIRST)
         try:
-            return _member(memoryview(content), 0)[1]
+            return _member(content, 0)[1]
         except ValueError:
             if len(content) < _FIRST:
                 raise
-        return _member(memoryview(content + file.read()), 0)[1]
+        return _member(content + file.read(), 0)[1]
 
 
-def _member(content: memoryview, place: int) -> tuple[str, NDArray[Any], int]:
+def _member(content: bytes, place: int) -> tuple[str, NDArray[Any], int]:
     """Name, array, and where the next one begins."""
     try:
         signature, _, flags, method, _, _, crc, size, _, name, extra = _LOCAL.unpack_from(content, place)
@@ -103,32 +103,34 @@ def _member(content: memoryview, place: int) -> tuple[str, NDArray[Any], int]:
         raise ValueError("it breaks off") from None
     if signature != b"PK\3\4" or method or flags & 8:
         raise ValueError("not an archive that numpy.savez wrote")
-    begin = place + _LOCAL.size + name
+    title = place + _LOCAL.size
+    begin = title + name
     if size == _ZIP64:
         if content[begin : begin + 2] != b"\1\0" or extra < 20:
             raise ValueError("a member without a size")
         size = int.from_bytes(content[begin + 4 : begin + 12], "little")
     begin, end = begin + extra, begin + extra + size
-    data = content[begin:end]
-    if len(data) != size:
+    if end > len(content):
         raise ValueError("it breaks off")
-    if zlib.crc32(data) != crc:
+    if zlib.crc32(memoryview(content)[begin:end]) != crc:
         raise ValueError("its checksum is wrong")
-    title = str(content[place + _LOCAL.size : place + _LOCAL.size + name], "utf-8").removesuffix(".npy")
-    return title, _array(data), end
+    return content[title : title + name].decode().removesuffix(".npy"), _array(content, begin, end), end
 
 
-def _array(data: memoryview) -> NDArray[Any]:
-    if data[:8] != b"\x93NUMPY\1\0":
+def _array(content: bytes, begin: int, end: int) -> NDArray[Any]:
+    if content[begin : begin + 8] != b"\x93NUMPY\1\0":
         raise ValueError("a member is not an array")
-    begin = 10 + int.from_bytes(data[8:10], "little")
-    shape, dtype, fortran = _header(bytes(data[8:begin]))
-    return np.frombuffer(data, dtype, offset=begin).reshape(shape, order="F" if fortran else "C")
+    data = begin + 10 + int.from_bytes(content[begin + 8 : begin + 10], "little")
+    shape, dtype, order, size = _header(content[begin + 8 : data])
+    if data + size != end:
+        raise ValueError("an array of another size than it says")
+    return np.ndarray(shape, dtype, content, data, order=order)
 
 
 @functools.lru_cache(maxsize=4096)
-def _header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+def _header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"], int]:
+    """Shape, type, order, and bytes."""
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    return shape, dtype, fortran
+    return shape, dtype, "F" if fortran else "C", math.prod(shape) * dtype.itemsize
