@@ -38,6 +38,8 @@ VICTIMS = ("client", "worker", "everything", "Ctrl-C", "Ctrl-C twice")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "nobody", "looks")
 CONTINUES = {-signal.SIGKILL, -signal.SIGINT, 130}
 """Exit statuses after which the same command is started again; 0 is the end."""
+NOT_BEGUN = "Failed to import the site module"
+"""What Python says to a Ctrl-C before it has come to the first line of ours."""
 PATIENCE = 120.0
 """Seconds after which a run that neither ends nor can be hit is a failure."""
 
@@ -163,7 +165,8 @@ def batter(
                 if hit:
                     tally.hits[hit, moment] += 1
             status = process.wait(PATIENCE)
-            assert status == 0 or status in CONTINUES, f"exit status {status}:\n{ours.said()}"
+            continues = status in CONTINUES or NOT_BEGUN in ours.said()
+            assert status == 0 or continues, f"exit status {status}:\n{ours.said()}"
             _nothing_lives(process.pid)
             if (ours.workdir / "journal.jsonl").exists():
                 count(ours.workdir, runs(ours.workdir)[-1])

@@ -146,12 +146,23 @@ def cpu_of_all() -> np.ndarray:
     return np.sum([process.cpu_times()[:2] for process in (mine, *mine.children(recursive=True))], axis=0)
 
 
+def write_slowly(job: Job) -> ClipReport:
+    """A clip that takes as long as four seconds of footage do, so that it goes to a worker alone."""
+    time.sleep(0.35)
+    return write_only(job)
+
+
 def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
-    """CPU of client, scheduler and one worker per clip. The first clips, which import things, do not count.
+    """CPU of client, scheduler and workers per clip. The first clips, which import things, do not count.
 
     The kernel's part is nearly all the file system's, which has four files to bring to the disk; ext4 takes several
     times as long where many files were deleted in the minutes before.
     """
+    _overhead(folder / "short", recipe, clips, 1, write_only)
+    _overhead(folder / "long", recipe, clips // 10, 2, write_slowly)
+
+
+def _overhead(folder: Path, recipe: Recipe, clips: int, workers: int, task: Callable[[Job], ClipReport]) -> None:
     corpus = make_corpus(folder / "corpus", clips)
     marks: list[tuple[int, np.ndarray]] = []
 
@@ -161,7 +172,7 @@ def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
 
     with Journal(folder / "work") as journal:
         run = extract_corpus(
-            corpus, recipe, folder / "work", workers=1, task=write_only, report=report, journal=journal
+            corpus, recipe, folder / "work", workers=workers, task=task, report=report, journal=journal
         )
     (first, before), (last, after) = marks
     made = shards(TINY, np.random.default_rng(0))
@@ -170,7 +181,9 @@ def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
         shards(TINY, np.random.default_rng(0))
     making = (time.process_time() - began) / 200
     own, kernel = 1000 * ((after - before) / (last - first) - (making, 0.0))
-    print(f"machinery: {own + kernel:.2f} ms of CPU per clip of {len(made)} shards ({run.done} clips),", end=" ")
+    print(
+        f"{folder.name} clips: {own + kernel:.2f} ms of CPU per clip of {len(made)} shards ({run.done} clips),", end=" "
+    )
     print(f"{kernel:.2f} of them in the kernel")
 
 
