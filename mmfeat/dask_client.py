@@ -45,7 +45,7 @@ SETTINGS = {
     # Nor do they need to know fifty times a second whether an event loop is late, or ten times what memory is held.
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "2s",
-    "distributed.worker.memory.monitor-interval": "200ms",
+    "distributed.worker.memory.monitor-interval": "1s",
 }
 
 CONNECT_SECONDS = 10

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import length_hint
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -33,7 +34,7 @@ TOGETHER = 2
 few. It never holds more than these and the window."""
 LOOKS = 5.0
 """Seconds between two looks at how many workers there are: on a cluster they come one by one."""
-TASK_SECONDS, MOST_ITEMS = 0.25, 16
+TASK_SECONDS, MOST_ITEMS = 2.0, 16
 """A task is so many items as take this long: Dask works as long for a short task as for a long one."""
 _WAITS = 0.1
 """Seconds between two looks at whether the user wants to stop."""
@@ -158,10 +159,14 @@ def run_each(
     def submit_next() -> list[Future]:
         """As many as there is room for."""
         together = max(TOGETHER, link.threads // 2)
-        room = WINDOW * max(1, link.threads) + together - len(running)
+        most = WINDOW * max(1, link.threads) + together
+        room = most - len(running)
         if stop.requested or room < together:
             return []
-        several = max(1, min(MOST_ITEMS, int(TASK_SECONDS * done / max(seconds, 1e-9))))
+        pace = int(TASK_SECONDS * done / max(seconds, 1e-9))
+        # Towards the end, no worker is to be busy with many while others have none.
+        share = length_hint(items, MOST_ITEMS * 2 * most) // (2 * most)
+        several = max(1, min(MOST_ITEMS, pace, share))
         tasks = (tuple(islice(items, several)) for _ in range(room))
         return submit([some for some in tasks if some])
 

@@ -92,13 +92,22 @@ def instant(number: int) -> int:
 
 
 @pytest.mark.parametrize(("task", "largest"), [(slow, 2), (instant, schedule.MOST_ITEMS)])
-def test_a_task_is_a_quarter_of_a_second_of_work(task, largest: int) -> None:
+def test_a_task_is_a_while_of_work(task, largest: int, monkeypatch) -> None:
+    monkeypatch.setattr(schedule, "TASK_SECONDS", 0.25)
     with local(1) as client:
         counted = CountedClient(client)
-        count = 20 if task is slow else 300
+        count = 40 if task is slow else 300
         assert sorted(o.result for o in run_each(counted, task, range(count))) == list(range(count))
     assert counted.sizes[0] == 1, "nothing is known yet"
     assert max(counted.sizes) == largest and sum(counted.sizes) == count
+    assert counted.sizes[-4:] == [1] * 4, "of the last ones, every worker gets some"
+
+
+def test_items_whose_number_is_not_known_travel_together_too() -> None:
+    with local(1) as client:
+        counted = CountedClient(client)
+        assert len(list(run_each(counted, instant, (k for k in range(300))))) == 300
+    assert max(counted.sizes) == schedule.MOST_ITEMS
 
 
 def slow_later(number: int) -> int:
