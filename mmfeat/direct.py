@@ -65,15 +65,20 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.submit(self._close)  # behind all writing, also where a Ctrl-C ends the waiting
         self._thread.shutdown()
-        os.close(self._file)
-        if self._direct is not None:
-            os.close(self._direct)
         if not kind:
             self._wait()
 
+    def _close(self) -> None:
+        os.close(self._file)
+        if self._direct is not None:
+            os.close(self._direct)
+
     def arrays(self, places: Mapping[str, Place], rows: int) -> dict[str, NDArray[Any]]:
-        """For each place an array of so many rows, to be filled, and written by the next `write`."""
+        """For each place an array of so many rows, to be filled. Asked for again after `write`, which writes them."""
+        if self._arrays:
+            raise RuntimeError("the arrays before are not written")
         most = sum(rows * place.size + 2 * PAGE for place in places.values())
         if len(self._memory[0]) < most:
             self._memory[0] = np.empty(most, np.uint8)

@@ -12,6 +12,7 @@ import functools
 import io
 import math
 import struct
+import tokenize
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,9 +79,18 @@ def read(path: str | Path) -> dict[str, NDArray[Any]]:
     directory = content[place:]
     if directory[:4] != b"PK\1\2":
         raise ValueError("it breaks off")
-    if any(f"{name}.npy".encode() not in directory for name in arrays):
+    if len(arrays) != _count(directory) or any(f"{name}.npy".encode() not in directory for name in arrays):
         raise ValueError("its directory names other members")
     return arrays
+
+
+def _count(directory: bytes) -> int:
+    """Members that there are, as the end of the file says."""
+    end = len(directory) - 22
+    count = int.from_bytes(directory[end + 10 : end + 12], "little")
+    return (
+        int.from_bytes(directory[end - 44 : end - 36], "little") if count == 0xFFFF else count
+    )  # zip64 has a longer one
 
 
 def first(path: str | Path) -> NDArray[Any]:
@@ -130,7 +140,10 @@ def _array(content: bytes, begin: int, end: int) -> NDArray[Any]:
 @functools.lru_cache(maxsize=4096)
 def _header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"], int]:
     """Shape, type, order, and bytes."""
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    except (SyntaxError, TypeError, tokenize.TokenError) as error:
+        raise ValueError(f"a header that is none ({error})") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     return shape, dtype, "F" if fortran else "C", math.prod(shape) * dtype.itemsize

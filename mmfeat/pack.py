@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import multiprocessing
-import os
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -30,6 +28,7 @@ from mmfeat.files import Target, atomic, clear_leftovers
 from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
 from mmfeat.pack_block import Block, Filled, Reader, Sizes, blocks, fill
+from mmfeat.processes import depend_on_parent
 from mmfeat.recipe import Recipe
 from mmfeat.shards import ShardError, Store
 
@@ -256,7 +255,7 @@ def _mapping(workers: int) -> Iterator[Each]:
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),  # a copy of this process would have its locks, but not their holders
-        initializer=_depend_on_parent,
+        initializer=depend_on_parent,
     )
 
     def each(compute: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -294,17 +293,6 @@ def _mapping(workers: int) -> Iterator[Each]:
         for child in ours:
             child.kill()
         pool.shutdown(cancel_futures=True)
-
-
-def _depend_on_parent() -> None:
-    """When the parent dies, however it dies, its children do: they would wait for work."""
-
-    def outlive_nobody() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=outlive_nobody, daemon=True).start()
 
 
 class _Columns:

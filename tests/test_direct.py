@@ -124,8 +124,10 @@ def test_large_arrays_go_past_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "pwrite", pwrite)
+    before = len(list(Path("/proc/self/fd").iterdir()))
     found, expected = write(tmp_path / "file", *LARGE)
     assert found == expected
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert sizes[True] > 200_000 and sizes[False] < 4 * 3 * PAGE
 
 
@@ -149,3 +151,25 @@ def test_a_full_disk_is_an_error_and_no_file_stays_open() -> None:
 def test_another_error_is_not_hidden_by_that_of_the_disk() -> None:
     with pytest.raises(KeyError, match="the clip"):
         write_to_full_disk(then="the clip")
+
+
+def test_the_error_of_an_earlier_write_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = os.pwrite
+
+    def pwrite(file: int, data: Any, offset: int) -> int:
+        if offset < 8000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "file", [("f4", 5000)], [1, 1, 1], 0)
+
+
+def test_arrays_are_asked_for_once_before_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = {"x": Place(0, (10,), np.dtype("f4"))}
+    with Writer(tmp_path / "file") as file:
+        file.arrays(place, 1)
+        with pytest.raises(RuntimeError, match="not written"):
+            file.arrays(place, 1)

@@ -94,3 +94,26 @@ def test_no_objects_are_unpickled(path):
         npz.archive({"head": np.array([{}], dtype=object)})
     with pytest.raises(FileNotFoundError):
         npz.read(path.with_name("nowhere.npz"))
+
+
+@pytest.mark.parametrize("writer", ["numpy", "ours"])
+def test_a_file_that_lost_a_member_is_damaged(path, writer):
+    wanted = {name: np.arange(5) + k for k, name in enumerate(("one", "two", "three"))}
+    if writer == "numpy":
+        np.savez(path, **wanted)
+    else:
+        path.write_bytes(npz.archive(wanted))
+    content = path.read_bytes()
+    begin, end = (content.index(b"PK\3\4", at) for at in (1, content.index(b"PK\3\4", 1) + 1))
+    path.write_bytes(content[:begin] + content[end:])
+    with pytest.raises(ValueError, match="other members"):
+        npz.read(path)
+
+
+@pytest.mark.parametrize("header", ["{'descr': ", "{'descr': (((", "  x", "3", "{'descr': '<f4', 'shape': 1}"])
+def test_a_header_that_is_none_is_damage(path, header):
+    member = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode()
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.npy", member)
+    with pytest.raises(ValueError):
+        npz.read(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from mmfeat.demo.plan import PlannedClip, plan
 from mmfeat.espeak import Spoken
 from mmfeat.files import atomic
+from mmfeat.processes import depend_on_parent
 
 VERSION = 3
 """Raised whenever the same arguments give other clips."""
@@ -117,7 +118,7 @@ def _make_all(todo: list[PlannedClip], folder: Path, truth: Path, workers: int |
             yield
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, held or not
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=depend_on_parent) as pool:
         futures = [pool.submit(_make, clip, folder, truth) for clip in todo]
         for future in futures:
             future.result()

@@ -159,13 +159,15 @@ def batter(
         status = 1
         while status != 0:
             process = ours.start()
+            hit = ""
             if len(tally) < times:
                 moment, is_due = _draw(ours, rng, pace, total)
                 hit = _hit(process, str(rng.choice(VICTIMS)), is_due)
                 if hit:
                     tally.hits[hit, moment] += 1
             status = process.wait(PATIENCE)
-            continues = status in CONTINUES or NOT_BEGUN in ours.said()
+            too_early = status == 1 and hit.startswith("Ctrl-C") and NOT_BEGUN in ours.said()
+            continues = status in CONTINUES or too_early
             assert status == 0 or continues, f"exit status {status}:\n{ours.said()}"
             _nothing_lives(process.pid)
             if (ours.workdir / "journal.jsonl").exists():

@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from multiprocessing.queues import SimpleQueue
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -27,6 +27,9 @@ from mmfeat.shards import Store
 from pipelines.extract import extract_corpus
 
 COUNTS = (1, 2)
+
+_together: Barrier
+"""In a process of `alone`: where it waits for the others."""
 
 
 def with_dask(root: Path, work: Path, workers: int) -> float:
@@ -46,25 +49,30 @@ def with_dask(root: Path, work: Path, workers: int) -> float:
 
 def alone(root: Path, work: Path, processes: int) -> float:
     """Clips per second of processes that each do them all, once models are loaded."""
-    spawn = multiprocessing.get_context("spawn")
-    ready, rates = spawn.Barrier(processes), spawn.SimpleQueue()
-    started = [spawn.Process(target=_alone, args=(root, work / str(k), ready, rates)) for k in range(processes)]
     os.environ.update(WORKER_ENVIRONMENT)
-    for process in started:
-        process.start()
-    return sum(rates.get() for _ in started)
+    spawn = multiprocessing.get_context("spawn")
+    together = spawn.Barrier(processes)
+    with ProcessPoolExecutor(processes, spawn, initializer=_meet, initargs=(together,)) as pool:
+        return sum(pool.map(_alone, [root] * processes, [work / str(k) for k in range(processes)]))
 
 
-def _alone(root: Path, work: Path, ready: Barrier, rates: SimpleQueue[float]) -> None:
+def _meet(together: Barrier) -> None:
+    global _together
+    _together = together
+
+
+def _alone(root: Path, work: Path) -> float:
     recipe, store, clips = load_recipe("default"), Store(work), corpora.load(root).usable
     skipped = len(clips) // 4
     for clip in clips[:skipped]:
         extract_to_store(clip, recipe, store)
-    ready.wait()
+    _together.wait(600)
     began = time.monotonic()
     for clip in clips[skipped:]:
         extract_to_store(clip, recipe, store)
-    rates.put((len(clips) - skipped) / (time.monotonic() - began))
+    rate = (len(clips) - skipped) / (time.monotonic() - began)
+    _together.wait(600)  # nobody is alone before all are timed
+    return rate
 
 
 WAYS = {"two workers of Dask": with_dask, "two processes that share nothing": alone}
