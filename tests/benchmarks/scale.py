@@ -153,13 +153,14 @@ def write_slowly(job: Job) -> ClipReport:
 
 
 def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
-    """CPU of client, scheduler and workers per clip. The first clips, which import things, do not count.
+    """CPU of client, scheduler and workers per clip. The first clips, which import things, do not count, nor the last
+    ones, which are sent one by one.
 
     The kernel's part is nearly all the file system's, which has four files to bring to the disk; ext4 takes several
     times as long where many files were deleted in the minutes before.
     """
     _overhead(folder / "short", recipe, clips, 1, write_only)
-    _overhead(folder / "long", recipe, clips // 10, 2, write_slowly)
+    _overhead(folder / "long", recipe, clips // 8, 2, write_slowly)
 
 
 def _overhead(folder: Path, recipe: Recipe, clips: int, workers: int, task: Callable[[Job], ClipReport]) -> None:
@@ -167,7 +168,7 @@ def _overhead(folder: Path, recipe: Recipe, clips: int, workers: int, task: Call
     marks: list[tuple[int, np.ndarray]] = []
 
     def report(done: int, total: int, note: str = "") -> None:
-        if done in (clips // 4, clips):
+        if done in (clips // 4, 3 * clips // 4):
             marks.append((done, cpu_of_all()))
 
     with Journal(folder / "work") as journal:
