@@ -314,10 +314,21 @@ class Media:
     def _frame(self, time: float, frame: Any, end: float) -> Frame:
         # One for all frames, in this thread: PyAV would start as many new threads for every frame as there are cores.
         image = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        if turns := round(frame.rotation / 90) % 4:
+        turn = frame.rotation
+        if _is_mirrored(frame):  # FFmpeg's angle is half a turn off then
+            image, turn = np.fliplr(image), turn + 180
+        if turns := round(turn / 90) % 4:
             image = np.rot90(image, turns)
         self.video_seconds = end
         return Frame(np.ascontiguousarray(image), max(time, 0.0), end)
+
+
+def _is_mirrored(frame: Any) -> bool:
+    """Whether the picture is to be shown mirrored, as some phones say of their front camera's."""
+    if not frame.side_data or not (found := frame.side_data.get("DISPLAYMATRIX")):
+        return False
+    a, b, _, c, d = np.frombuffer(found, np.int32)[:5].astype(float)
+    return bool(a * d - b * c < 0)
 
 
 _GROWTH = 1 << 20

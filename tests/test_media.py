@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import tracemalloc
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,44 @@ def test_rotated_video_is_upright(shared_data: Path) -> None:
     with open_media(shared_data / "odd" / "nasa_13013_rotated.mp4") as media:
         frame = next(media.frames())
     assert frame.image.shape == (480, 270, 3)
+
+
+UPRIGHT = (1, 0, 0, 1)
+
+
+def oriented(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The mp4 with another display matrix (a, b, c, d) of its video."""
+    content = path.read_bytes()
+
+    def stored(a: int, b: int, c: int, d: int) -> bytes:
+        return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+    track = content.index(b"tkhd")
+    assert stored(*UPRIGHT) in content[track : track + 100]
+    changed = path.with_name(f"{'_'.join(map(str, matrix))}.mp4")
+    changed.write_bytes(content[:track] + content[track:].replace(stored(*UPRIGHT), stored(*matrix), 1))
+    return changed
+
+
+@pytest.mark.parametrize(
+    "matrix", [m for x, y in product((-1, 1), repeat=2) for m in ((x, 0, 0, y), (0, x, y, 0))], ids=str
+)
+def test_turned_and_mirrored_video_is_shown_as_its_matrix_says(
+    tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
+    """Point (x, y) is shown at (a x + c y, b x + d y): ISO/IEC 14496-12, 8.3.2."""
+    ramp = np.add.outer(np.arange(48) * 2, np.arange(64)).astype(np.uint8)
+    path = write_media(tmp_path / "a.mp4", [np.stack([ramp, ramp, ramp], axis=2)] * 5)
+    with open_media(path) as media:
+        plain = next(media.frames()).image
+    with open_media(oriented(path, matrix)) as media:
+        shown = next(media.frames()).image
+    y, x = np.mgrid[: plain.shape[0], : plain.shape[1]]
+    a, b, c, d = matrix
+    to_x, to_y = a * x + c * y, b * x + d * y
+    expected = np.zeros_like(plain if a else plain.swapaxes(0, 1))
+    expected[to_y - to_y.min(), to_x - to_x.min()] = plain
+    np.testing.assert_array_equal(shown, expected)
 
 
 def test_true_times_of_real_variable_frame_rate(shared_data: Path) -> None:
