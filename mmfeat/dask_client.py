@@ -141,7 +141,8 @@ def silence() -> None:
     """Dask's own lines about what goes wrong: it is said in one line, or mended."""
     import logging
 
-    for name in ("distributed", "distributed.client"):
+    # The last one is the event loop's: a connection that is closed while somebody listens is an error to it.
+    for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

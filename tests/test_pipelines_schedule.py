@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
 
 from mmfeat import clip as clips
 from mmfeat.dask_client import local
@@ -121,6 +123,26 @@ def test_slow_ones_after_many_quick_ones_soon_travel_alone(monkeypatch) -> None:
         counted = CountedClient(client)
         assert len(list(run_each(counted, slow_later, range(300)))) == 300
     assert max(counted.sizes) == schedule.MOST_ITEMS and counted.sizes[-2:] == [1, 1]
+
+
+def test_the_event_loop_says_nothing_of_connections_that_close() -> None:
+    said: list[logging.LogRecord] = []
+    listener = logging.Handler()
+    listener.emit = said.append  # type: ignore[method-assign]
+    logger = logging.getLogger("tornado.application")
+    logger.addHandler(listener)
+    logger.setLevel(logging.ERROR)
+    try:
+        with local(1) as client:
+
+            def closed() -> None:
+                raise CommClosedError("Stream is closed")
+
+            client.loop.add_callback(closed)
+            assert client.submit(instant, 1).result() == 1
+    finally:
+        logger.removeHandler(listener)
+    assert not said
 
 
 def test_a_run_without_workers_ends_when_the_user_stops(monkeypatch) -> None:
