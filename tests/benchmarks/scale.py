@@ -147,14 +147,13 @@ def cpu_of_all() -> np.ndarray:
 
 
 def write_slowly(job: Job) -> ClipReport:
-    """A clip that takes as long as four seconds of footage do, so that it goes to a worker alone."""
+    """A clip that takes as long as four seconds of footage do with the default recipe."""
     time.sleep(0.35)
     return write_only(job)
 
 
 def overhead(folder: Path, recipe: Recipe, clips: int = 2000) -> None:
-    """CPU of client, scheduler and workers per clip. The first clips, which import things, do not count, nor the last
-    ones, which are sent one by one.
+    """CPU of client, scheduler and workers per clip. The first clips, which import things, do not count.
 
     The kernel's part is nearly all the file system's, which has four files to bring to the disk; ext4 takes several
     times as long where many files were deleted in the minutes before.
@@ -168,7 +167,7 @@ def _overhead(folder: Path, recipe: Recipe, clips: int, workers: int, task: Call
     marks: list[tuple[int, np.ndarray]] = []
 
     def report(done: int, total: int, note: str = "") -> None:
-        if done in (clips // 4, 3 * clips // 4):
+        if done in (clips // 4, clips):
             marks.append((done, cpu_of_all()))
 
     with Journal(folder / "work") as journal:

@@ -35,13 +35,14 @@ _together: Barrier
 def with_dask(root: Path, work: Path, workers: int) -> float:
     """Clips per second, once models are loaded and until one worker may be idle."""
     corpus = corpora.load(root)
-    ends: list[float] = []
+    ends: dict[int, float] = {}
     extract_corpus(
         corpus,
         load_recipe("default"),
         work,
         workers=workers,
-        report=lambda done, total, note="": ends.append(time.monotonic()),
+        # Progress is also reported when nothing new is done.
+        report=lambda done, total, note="": ends.setdefault(done, time.monotonic()) and None,
     )
     first, last = len(corpus.usable) // 4, len(corpus.usable) - 1
     return (last - first) / (ends[last] - ends[first])
