@@ -42,8 +42,8 @@ SETTINGS = {
     "distributed.worker.memory.pause": False,
     # Nobody looks at the stacks that Dask samples a hundred times a second; a millisecond of CPU per clip.
     "distributed.worker.profile.enabled": False,
-    # Nor do they need to know fifty times a second whether an event loop is late, or ten times what memory is held; our
-    # own watchdog looks as often, but not while a library holds the interpreter.
+    # Nor do they need to know fifty times a second whether an event loop is late. Memory is looked at as often as our
+    # own watchdog does, which sees nothing while a library holds the interpreter.
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.worker.memory.monitor-interval": "200ms",

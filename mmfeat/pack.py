@@ -7,7 +7,7 @@ import importlib.metadata
 import multiprocessing
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from mmfeat.files import Target, atomic, clear_leftovers
 from mmfeat.layout import ClipStatus
 from mmfeat.moments import Moments
 from mmfeat.pack_block import Block, Filled, Reader, Sizes, blocks, fill
-from mmfeat.processes import depend_on_parent
+from mmfeat.processes import pool
 from mmfeat.recipe import Recipe
 from mmfeat.shards import ShardError, Store
 
@@ -252,11 +252,7 @@ def _mapping(workers: int) -> Iterator[Each]:
         yield map
         return
     ours = set[BaseProcess]()
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),  # a copy of this process would have its locks, but not their holders
-        initializer=depend_on_parent,
-    )
+    processes = pool(workers)
 
     def each(compute: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Where one of the processes is killed, this one does the rest: nothing is lost but time."""
@@ -265,7 +261,7 @@ def _mapping(workers: int) -> Iterator[Each]:
             others = set(multiprocessing.active_children())
             try:
                 with interrupts_held_back():  # from processes that this may start: Ctrl-C is this one's to answer
-                    return pool.submit(compute, item)
+                    return processes.submit(compute, item)
             except BrokenProcessPool:
                 return None
             finally:
@@ -292,7 +288,7 @@ def _mapping(workers: int) -> Iterator[Each]:
         # along the lock behind which the others wait for work.
         for child in ours:
             child.kill()
-        pool.shutdown(cancel_futures=True)
+        processes.shutdown(cancel_futures=True)
 
 
 class _Columns:

@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,21 @@ def test_rotated_video_is_upright(shared_data: Path) -> None:
     with open_media(shared_data / "odd" / "nasa_13013_rotated.mp4") as media:
         frame = next(media.frames())
     assert frame.image.shape == (480, 270, 3)
+
+
+def test_pictures_are_converted_in_this_thread(tmp_path: Path) -> None:
+    """Or PyAV starts as many threads for each as there are cores."""
+    asked: list[dict[str, object]] = []
+
+    class Recorder:
+        def reformat(self, frame: Any, **options: Any) -> Any:
+            asked.append(options)
+            return frame.reformat(**options)
+
+    with open_media(write_media(tmp_path / "a.mp4", stripes(5))) as media:
+        media._to_rgb = Recorder()  # type: ignore[assignment]
+        assert len(list(media.frames())) == 5
+    assert [options["threads"] for options in asked] == [1] * 5
 
 
 UPRIGHT = (1, 0, 0, 1)

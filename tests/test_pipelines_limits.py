@@ -153,3 +153,13 @@ def test_a_look_that_fails_is_not_the_last(monkeypatch):
     with watched(Limits(memory=2**30), verdicts.append):
         assert killed.wait(30)
     assert "needs more memory" in verdicts[0] and not failing
+
+
+def test_without_children_no_process_is_asked_whose_child_it_is() -> None:
+    """That takes as long as there are processes, five times a second."""
+    script = (
+        "import psutil; from pipelines import limits\n"
+        "psutil.Process.children = None\n"
+        "assert limits.children_bytes() == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmfeat.demo.plan import PlannedClip, plan
 from mmfeat.espeak import Spoken
 from mmfeat.files import atomic
-from mmfeat.processes import depend_on_parent
+from mmfeat.processes import pool
 
 VERSION = 3
 """Raised whenever the same arguments give other clips."""
@@ -117,9 +115,8 @@ def _make_all(todo: list[PlannedClip], folder: Path, truth: Path, workers: int |
             _make(clip, folder, truth)
             yield
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, held or not
-    with ProcessPoolExecutor(workers, context, initializer=depend_on_parent) as pool:
-        futures = [pool.submit(_make, clip, folder, truth) for clip in todo]
+    with pool(workers) as processes:
+        futures = [processes.submit(_make, clip, folder, truth) for clip in todo]
         for future in futures:
             future.result()
             yield

@@ -36,14 +36,11 @@ def with_dask(root: Path, work: Path, workers: int) -> float:
     """Clips per second, once models are loaded and until one worker may be idle."""
     corpus = corpora.load(root)
     ends: dict[int, float] = {}
-    extract_corpus(
-        corpus,
-        load_recipe("default"),
-        work,
-        workers=workers,
-        # Progress is also reported when nothing new is done.
-        report=lambda done, total, note="": ends.setdefault(done, time.monotonic()) and None,
-    )
+
+    def report(done: int, total: int, note: str = "") -> None:
+        ends.setdefault(done, time.monotonic())  # now and then nothing new is done
+
+    extract_corpus(corpus, load_recipe("default"), work, workers=workers, report=report)
     first, last = len(corpus.usable) // 4, len(corpus.usable) - 1
     return (last - first) / (ends[last] - ends[first])
 
